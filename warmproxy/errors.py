@@ -1,0 +1,129 @@
+"""Everything that can go wrong with a request, each under its RFC 9209 name.
+
+The token is the Proxy-Status error type (RFC 9209, 2.3) and the metric label; the status is the
+one that section recommends. `reason` is a sentence for the person who reads the answer: it must
+hold nothing secret.
+"""
+
+
+class WarmproxyError(Exception):
+    """A request that gets an answer of our own making."""
+
+    status = 500
+    token = "proxy_internal_error"
+
+    def __init__(self, reason: str, *, status: int | None = None, token: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        if status is not None:
+            self.status = status
+        if token is not None:
+            self.token = token
+
+
+class BadRequest(WarmproxyError):
+    """The client's message breaks HTTP or is none that a forward proxy can serve."""
+
+    status = 400
+    token = "http_request_error"
+
+
+class RequestDenied(WarmproxyError):
+    """The client may not use this proxy, or not for this target."""
+
+    status = 403
+    token = "http_request_denied"
+
+
+class CredentialsRequired(RequestDenied):
+    """No valid Proxy-Authorization where one is needed (RFC 9110, 15.5.8)."""
+
+    status = 407
+
+
+class BadResponse(WarmproxyError):
+    """The upstream's message breaks HTTP: 502, and its connection is discarded."""
+
+    status = 502
+    token = "http_protocol_error"
+
+
+class UpstreamGone(WarmproxyError):
+    """The upstream closed or reset before its response had begun."""
+
+    status = 502
+    token = "connection_terminated"
+
+
+class ResponseTimeout(WarmproxyError):
+    """The upstream took the request and stayed silent for too long."""
+
+    status = 504
+    token = "http_response_timeout"
+
+
+class LimitReached(WarmproxyError):
+    """max_connections was in use for the whole of acquire_timeout, or the queue is full."""
+
+    status = 503
+    token = "connection_limit_reached"
+
+
+class ShuttingDown(WarmproxyError):
+    """The request came, or was still waiting for a connection, when the daemon stopped."""
+
+    status = 503
+    token = "proxy_internal_error"
+
+
+class DialError(WarmproxyError):
+    """No connection could be opened. `result` is the label of the dials metric."""
+
+    status = 502
+    token = "connection_refused"
+    result = "error"
+
+
+class DialRefused(DialError):
+    result = "refused"
+
+
+class DialUnreachable(DialError):
+    """No route to the address, or it is down."""
+
+    status = 503
+    token = "destination_unavailable"
+    result = "unreachable"
+
+
+class DialTimeout(DialError):
+    status = 504
+    token = "connection_timeout"
+    result = "timeout"
+
+
+class NameNotFound(DialError):
+    """The name does not resolve."""
+
+    token = "dns_error"
+    result = "dns"
+
+
+class NameTimeout(DialError):
+    """The resolver did not answer."""
+
+    status = 504
+    token = "dns_timeout"
+    result = "dns"
+
+
+class ConfigError(Exception):
+    """What is wrong with the settings: every problem, each one line for a person."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class StartError(Exception):
+    """The daemon cannot start (port in use, not permitted): one line for a person."""

@@ -1,0 +1,1 @@
+"""Floor 2, HTTP: bytes in, decisions out. Knows no sockets and counts none."""

@@ -1,0 +1,89 @@
+"""The two heads of HTTP/1.1 and what the exchange tells its driver to do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from warmproxy.errors import WarmproxyError
+from warmproxy.origin import Origin
+from warmproxy.policy.retry import Prefer
+
+Field = tuple[bytes, bytes]
+"""One field line: the name as received, the value without surrounding white space."""
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """A request line and its fields, parsed but not yet judged."""
+
+    method: bytes
+    target: bytes
+    version: bytes
+    """b"1.1" or b"1.0"."""
+    fields: Sequence[Field]
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    """A status line and its fields, parsed but not yet judged."""
+
+    version: bytes
+    status: int
+    reason: bytes
+    fields: Sequence[Field]
+
+
+@dataclass(slots=True)
+class Acquire:
+    """Get a connection to `origin`; tell the exchange by leased() or lease_failed()."""
+
+    origin: Origin
+    prefer: Prefer
+
+
+@dataclass(slots=True)
+class ToUpstream:
+    data: bytes
+
+
+@dataclass(slots=True)
+class ToClient:
+    data: bytes
+
+
+@dataclass(slots=True)
+class Release:
+    """The exchange is over for the leased connection."""
+
+    reusable: bool
+
+
+@dataclass(slots=True)
+class Splice:
+    """Join both sides; `to_upstream` and `to_client` came early and go first."""
+
+    to_upstream: bytes
+    to_client: bytes
+
+
+@dataclass(slots=True)
+class Cancel:
+    """The client is gone while its request waited for a connection."""
+
+
+@dataclass(slots=True)
+class CloseClient:
+    """Flush what was written, then close; `linger` reads a while so that no reset loses it."""
+
+    linger: bool
+
+
+@dataclass(slots=True)
+class Answered:
+    """A final response was passed on, or made by us (`error`)."""
+
+    origin: Origin | None
+    status: int
+    error: WarmproxyError | None
+
+
+Action = Acquire | ToUpstream | ToClient | Release | Splice | Cancel | CloseClient | Answered
