@@ -28,6 +28,17 @@ class BadRequest(WarmproxyError):
     token = "http_request_error"
 
 
+class ClientLeft(BadRequest):
+    """The client closed its sending side while its request waited for a connection."""
+
+
+class LoopDetected(WarmproxyError):
+    """The request has been through this very proxy (RFC 9110, 7.6)."""
+
+    status = 502
+    token = "proxy_loop_detected"
+
+
 class RequestDenied(WarmproxyError):
     """The client may not use this proxy, or not for this target."""
 
@@ -115,6 +126,13 @@ class NameTimeout(DialError):
     status = 504
     token = "dns_timeout"
     result = "dns"
+
+
+class DialClosed(DialError):
+    """The upstream accepted and closed at once."""
+
+    token = "connection_terminated"
+    result = "closed"
 
 
 class ConfigError(Exception):

@@ -18,6 +18,7 @@ class CloseReason(StrEnum):
 
     UPSTREAM_EOF = "upstream_eof"
     UPSTREAM_RESET = "upstream_reset"
+    TLS_ALERT = "tls_alert"
     UNSOLICITED_DATA = "unsolicited_data"
     IDLE_LIMIT = "idle_limit"
     MAX_AGE = "max_age"
@@ -132,7 +133,7 @@ class Observer:
     """Hears what happens. Every method does nothing here: override what you care about."""
 
     def dial_failed(self, origin: Origin, error: DialError, failures: int, retry_in: float) -> None:
-        """A dial failed, for the `failures`-th time in a row; the next refill waits `retry_in` s."""
+        """A dial failed, `failures` in a row by now; the next refill waits `retry_in` seconds."""
 
     def dial_recovered(self, origin: Origin, failures: int) -> None:
         """A dial worked again after `failures` that did not."""
@@ -143,6 +144,13 @@ class Observer:
     def learned(self, origin: Origin, target_idle: int) -> None:
         """An origin that is not configured is warmed from now on, or (0) no longer."""
 
-    def answered(self, client: str, method: str, origin: Origin | None, status: int,
-                 seconds: float, error: WarmproxyError | None) -> None:
+    def answered(
+        self,
+        client: str,
+        method: str,
+        origin: Origin | None,
+        status: int,
+        seconds: float,
+        error: WarmproxyError | None,
+    ) -> None:
         """One exchange is over: an answer was passed on, or made by us."""

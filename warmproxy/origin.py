@@ -82,4 +82,5 @@ def origin_of_url(url: str) -> Origin:
     if port == 0:
         raise ValueError(f"{url!r} has no valid port (1-65535)")
     host = normalise_host(parts.hostname)
-    return origin("http" if parts.scheme == "http" else "tcp", host, port or DEFAULT_PORTS[parts.scheme])
+    scheme: Scheme = "http" if parts.scheme == "http" else "tcp"
+    return origin(scheme, host, port or DEFAULT_PORTS[parts.scheme])

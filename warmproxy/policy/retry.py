@@ -28,7 +28,9 @@ def preference(method: bytes) -> Prefer:
     return Prefer.USED if method in IDEMPOTENT else Prefer.FRESH
 
 
-def may_repeat(method: bytes, *, was_used: bool, answered: bool, replayable: bool, tries: int) -> bool:
+def may_repeat(
+    method: bytes, *, was_used: bool, answered: bool, replayable: bool, tries: int
+) -> bool:
     """Whether a request whose connection died may be sent once more.
 
     `was_used`: the connection had served a request before. `answered`: a byte of a response

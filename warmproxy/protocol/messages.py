@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from warmproxy.errors import WarmproxyError
 from warmproxy.origin import Origin
@@ -70,20 +71,38 @@ class Cancel:
     """The client is gone while its request waited for a connection."""
 
 
+class Close(Enum):
+    """How a client's connection ends."""
+
+    FLUSH = "flush"
+    """Send what was written, then close."""
+    LINGER = "linger"
+    """Send what was written, half-close, and read on for a while: closing on unread input would
+    reset the connection and lose what was written."""
+    ABORT = "abort"
+    """Reset: the response was cut short, and its end is the connection's end."""
+
+
 @dataclass(slots=True)
 class CloseClient:
-    """Flush what was written, then close; `linger` reads a while so that no reset loses it."""
-
-    linger: bool
+    how: Close
 
 
 @dataclass(slots=True)
 class Answered:
     """A final response was passed on, or made by us (`error`)."""
 
+    method: bytes
     origin: Origin | None
     status: int
     error: WarmproxyError | None
 
 
-Action = Acquire | ToUpstream | ToClient | Release | Splice | Cancel | CloseClient | Answered
+@dataclass(slots=True)
+class Retried:
+    """The request is going to be sent a second time: its used connection had died."""
+
+
+Action = (
+    Acquire | ToUpstream | ToClient | Release | Splice | Cancel | CloseClient | Answered | Retried
+)

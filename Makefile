@@ -1,0 +1,50 @@
+# Every target that needs .venv sets it up by ./run, which needs neither make nor uv.
+.PHONY: run test lint bench lock image container-check clean
+.DEFAULT_GOAL := test
+
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' warmproxy/__init__.py)
+BIN := .venv/bin
+LOCKS := requirements.lock requirements-dev.lock
+
+# ARGS goes to warmproxy, to pytest or to the benchmark: make run ARGS='--warm https://api.example.com=4'
+run:
+	./run $(ARGS)
+
+test:
+	./run test $(ARGS)
+
+# A lock with an address in it would bind everybody to the index of whoever made it.
+lint:
+	@! grep -n '://' $(LOCKS)
+	./run setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+
+bench:
+	./run setup
+	$(BIN)/python -m benchmarks.first_request $(ARGS)
+
+# Keeps the versions that are locked where pyproject.toml still allows them; `make lock
+# UPGRADE=--upgrade` takes the newest. uv lives in a place of its own: nothing else needs it.
+UV_COMPILE := .venv-lock/bin/uv pip compile --quiet --universal --generate-hashes --no-header \
+	--no-annotate $(UPGRADE) pyproject.toml
+
+lock:
+	python3 -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	$(UV_COMPILE) -o requirements.lock
+	$(UV_COMPILE) --group dev -c requirements.lock -o requirements-dev.lock
+	@! grep -n '://' $(LOCKS)
+
+image:
+	docker build --build-arg VERSION=$(VERSION) -t warmproxy:$(VERSION) .
+
+container-check: image
+	.ci/container-check warmproxy:$(VERSION)
+
+clean:
+	rm -rf .venv .venv-lock build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache .coverage
+	find . -name __pycache__ -prune -exec rm -rf {} +

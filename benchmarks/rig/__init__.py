@@ -1,0 +1,1 @@
+"""What the benchmarks stand on: a link with a real round trip, an origin, a precise client."""

@@ -1,0 +1,73 @@
+"""An origin that closes idle connections and says of each answer when its connection was accepted.
+
+    origin.py IDLE_SECONDS PORT...
+
+Every answer carries X-Accepted (CLOCK_MONOTONIC seconds, comparable in all namespaces of one
+machine). `GET /port/N` tells how many connections port N has accepted, and when each open one
+will be closed if it stays idle.
+"""
+
+import asyncio
+import gc
+import json
+import sys
+import time
+from collections import defaultdict
+from typing import ClassVar
+
+BODY = b"x" * 512
+
+
+class Connection(asyncio.Protocol):
+    """One accepted connection. It lives until it has been idle for `idle` seconds."""
+
+    idle = 5.0
+    accepted_on: ClassVar[defaultdict[int, int]] = defaultdict(int)
+    open_on: ClassVar[defaultdict[int, set["Connection"]]] = defaultdict(set)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self.accepted = time.monotonic()
+        self.transport = transport
+        self.port = transport.get_extra_info("sockname")[1]
+        self.received = b""
+        self.accepted_on[self.port] += 1
+        self.open_on[self.port].add(self)
+        self.timer = asyncio.get_running_loop().call_later(self.idle, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        while b"\r\n\r\n" in self.received:
+            head, _, self.received = self.received.partition(b"\r\n\r\n")
+            self.answer(head.split(b" ", 2)[1].decode("latin-1"))
+
+    def answer(self, target: str) -> None:
+        self.timer.cancel()
+        self.timer = asyncio.get_running_loop().call_later(self.idle, self.transport.close)
+        body = self.report(int(target[6:])) if target.startswith("/port/") else BODY
+        head = (
+            f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n"
+            f"X-Accepted: {self.accepted:.6f}\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+
+    def report(self, port: int) -> bytes:
+        closes_at = [connection.timer.when() for connection in self.open_on[port]]
+        return json.dumps({"accepted": self.accepted_on[port], "closes_at": closes_at}).encode()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.timer.cancel()
+        self.open_on[self.port].discard(self)
+
+
+async def main(idle: float, ports: list[int]) -> None:
+    Connection.idle = idle
+    loop = asyncio.get_running_loop()
+    for port in ports:
+        await loop.create_server(Connection, "0.0.0.0", port, backlog=1024)
+    gc.freeze()
+    gc.disable()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(float(sys.argv[1]), [int(port) for port in sys.argv[2:]]))

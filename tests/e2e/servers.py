@@ -1,0 +1,184 @@
+"""Real servers as origins: Node, nginx, gunicorn serving httpbin, HAProxy."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.harness import Process, accepts, free_port, missing, need
+
+NODE_SERVER = """
+const http = require('http');
+const began = process.hrtime.bigint();
+const log = (event) => process.stdout.write(JSON.stringify(event) + '\\n');
+let connections = 0;
+const server = http.createServer((request, response) => {
+  request.socket.served += 1;
+  log({event: 'request', connection: request.socket.number, nth: request.socket.served,
+       method: request.method, target: request.url, headers: request.headers});
+  let size = 0;
+  request.on('data', (data) => { size += data.length; });
+  request.on('end', () => response.end(`hello from node, ${size} bytes\\n`));
+});
+server.on('connection', (socket) => {
+  socket.number = ++connections;
+  socket.served = 0;
+  log({event: 'connect', connection: socket.number});
+  socket.on('close', () => log({event: 'close', connection: socket.number}));
+});
+Object.assign(server, JSON.parse(process.argv[2]));
+server.listen(Number(process.argv[1]), '127.0.0.1', () => log({event: 'listening'}));
+"""
+
+
+class Server(Process):
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+class NodeServer(Server):
+    """Node's `http` with all its defaults (keepAliveTimeout 5 s), logging what it sees."""
+
+    def __init__(self, home: Path, settings: dict[str, int]) -> None:
+        self.port = free_port()
+        node = need("node")
+        # With `-e` the arguments begin at argv[1].
+        args = [node, "-e", NODE_SERVER, str(self.port), json.dumps(settings)]
+        super().__init__(args, home / "node.log", home)
+        self.until(lambda: self.events("listening"))
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        whole = [line for line in self.log().splitlines(keepends=True) if line.endswith("\n")]
+        found = [json.loads(line) for line in whole if line.startswith("{")]
+        return [event for event in found if event["event"] == kind]
+
+
+NGINX_CONF = """
+daemon off;
+master_process off;
+pid {home}/nginx.pid;
+error_log stderr;
+events {{ worker_connections 256; }}
+http {{
+  log_format seen '$connection $connection_requests $request_method $request_uri $status';
+  access_log {home}/access.log seen;
+  client_body_temp_path {home}/body;
+  proxy_temp_path {home}/proxy;
+  fastcgi_temp_path {home}/fastcgi;
+  uwsgi_temp_path {home}/uwsgi;
+  scgi_temp_path {home}/scgi;
+  client_max_body_size 0;
+  {settings}
+  server {{
+    listen 127.0.0.1:{port};
+    root {home}/www;
+  }}
+}}
+"""
+
+
+class NginxServer(Server):
+    """nginx serving `www/`, one access line per request: connection, nth, method, uri, status."""
+
+    def __init__(self, home: Path, settings: str) -> None:
+        self.port = free_port()
+        self.www = home / "www"
+        self.www.mkdir()
+        (self.www / "hello.txt").write_text("hello from nginx\n")
+        self._access = home / "access.log"
+        conf = home / "nginx.conf"
+        conf.write_text(NGINX_CONF.format(home=home, port=self.port, settings=settings))
+        args = [need("nginx"), "-p", str(home), "-c", str(conf), "-e", "stderr"]
+        super().__init__(args, home / "nginx.log", home)
+        self.until(lambda: accepts(self.port))
+
+    def seen(self) -> list[tuple[str, int, str, str, int]]:
+        """(connection, nth request on it, method, uri, status) of each request so far."""
+        rows = []
+        for line in self._access.read_text().splitlines():
+            connection, nth, method, uri, status = line.split(" ")
+            rows.append((connection, int(nth), method, uri, int(status)))
+        return rows
+
+
+class HttpbinServer(Server):
+    """httpbin under gunicorn with threads (its sync worker is blocked by any idle connection)."""
+
+    def __init__(self, home: Path, keep_alive: int) -> None:
+        try:
+            import gunicorn  # noqa: F401
+            import httpbin  # noqa: F401
+        except ImportError as error:
+            missing(f"the Python package {error.name}")
+        args = [
+            *[sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0"],
+            *["--worker-class", "gthread", "--threads", "16", "--graceful-timeout", "1"],
+            *["--keep-alive", str(keep_alive), "--access-logfile", "-", "httpbin:app"],
+        ]
+        super().__init__(args, home / "gunicorn.log", home)
+        found = self.until(lambda: re.search(r"Listening at: http://127.0.0.1:(\d+)", self.log()))
+        self.port = int(found[1])
+        self.until(lambda: "Booting worker" in self.log())
+
+
+HAPROXY_CONF = """
+defaults
+  mode http
+  timeout connect 5s
+  timeout server 30s
+  timeout client 30s
+  timeout http-request {http_request}
+frontend in
+  bind 127.0.0.1:{port}
+  {rules}
+"""
+
+
+class HaproxyServer(Server):
+    """HAProxy answering by itself; it writes a 408 on a connection that stays silent."""
+
+    def __init__(self, home: Path, http_request: str) -> None:
+        self.port = free_port()
+        conf = home / "haproxy.cfg"
+        rules = 'http-request return status 200 content-type text/plain string "from haproxy"'
+        conf.write_text(HAPROXY_CONF.format(port=self.port, http_request=http_request, rules=rules))
+        super().__init__([need("haproxy"), "-db", "-f", str(conf)], home / "haproxy.log", home)
+        self.until(lambda: accepts(self.port))
+
+
+@dataclass(frozen=True)
+class Undici:
+    """What gives Node 20's fetch a proxy: npm's `undici`, or the one that Debian's nodejs has."""
+
+    modules: Path
+    """for NODE_PATH"""
+    tunnels_http: bool
+    """Before 6.21 it uses CONNECT for http:// too, whatever it is told."""
+
+
+def find_undici(home: Path) -> Undici:
+    for modules in (_from_npm(home), Path("/usr/share/nodejs")):
+        package = modules / "undici" / "package.json"
+        if package.exists():
+            version = tuple(map(int, json.loads(package.read_text())["version"].split(".")[:2]))
+            return Undici(modules, tunnels_http=version < (6, 21))
+    missing("undici (npm install undici@6, or Debian's node-undici)")
+
+
+def _from_npm(home: Path) -> Path:
+    npm = shutil.which("npm")
+    if npm is not None:
+        args = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(home), "undici@6"]
+        process = Process(args, home / "npm.log", home, dict(os.environ))
+        try:
+            process.exit_code(40)
+        finally:
+            process.stop()
+    return home / "node_modules"

@@ -1,0 +1,384 @@
+"""The pool's rules, with ints for connections and strings for waiters: no socket, no clock."""
+
+from math import inf
+
+import pytest
+
+from warmproxy.errors import DialRefused, LimitReached
+from warmproxy.observe import CloseReason, Observer
+from warmproxy.origin import origin
+from warmproxy.policy.backoff import DialBudget
+from warmproxy.policy.retry import Prefer
+from warmproxy.policy.sizing import Fixed
+from warmproxy.pool.origin_pool import OriginPool
+from warmproxy.settings import OriginSettings
+
+Pool = OriginPool[int, str]
+ORIGIN = origin("http", "example.com", 80)
+REFUSED = DialRefused("refused")
+RTT = 0.01
+
+
+class Said(Observer):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def dial_failed(self, origin, error, failures, retry_in):
+        self.events.append(f"dial_failed {failures}")
+
+    def dial_recovered(self, origin, failures):
+        self.events.append(f"dial_recovered {failures}")
+
+    def churning(self, origin, closes, retry_in):
+        self.events.append(f"churning {closes}")
+
+
+def make(warm=0, *, observer=None, rate=100.0, rng=lambda: 1.0, **settings) -> Pool:
+    return OriginPool(
+        ORIGIN,
+        OriginSettings(**settings),
+        Fixed(warm),
+        DialBudget(rate, max(rate, warm)),
+        observer or Observer(),
+        rng,
+        0.0,
+    )
+
+
+def alive(conn):
+    return None
+
+
+def dial(pool: Pool, conn: int, now: float = 0.0):
+    pool.dial_started(now)
+    return pool.dial_succeeded(conn, RTT, now)
+
+
+def filled(warm=3, **settings) -> Pool:
+    pool = make(warm, **settings)
+    for conn in range(1, warm + 1):
+        assert dial(pool, conn) is None
+    return pool
+
+
+def used(pool: Pool, conn: int, now: float = 0.0) -> None:
+    """Lease a fresh connection and give it back."""
+    assert pool.acquire("user", Prefer.FRESH, now, alive) == conn
+    assert pool.release(conn, now) is None
+
+
+def test_a_configured_pool_is_dialled_full_with_no_request():
+    assert make(4).plan(0.0).dials == 4
+
+
+def test_asking_twice_gives_the_same_plan():
+    pool = filled(3, idle_timeout=5)
+    for conn in (1, 2):
+        used(pool, 3 if conn == 1 else 2, 1.0)
+    for now in (1.0, 6.5, 7.0, 100.0):
+        assert pool.plan(now) == pool.plan(now)
+
+
+def test_a_dial_under_way_counts_so_that_it_is_not_made_twice():
+    pool = make(2)
+    pool.dial_started(0.0)
+    assert pool.plan(0.0).dials == 1
+
+
+def test_a_lost_connection_is_missing_at_once():
+    pool = filled(3)
+    pool.closed(2, CloseReason.UPSTREAM_EOF, 5.0)
+    assert pool.plan(5.0).dials == 1
+    assert pool.last_close is not None
+    assert (pool.last_close.reason, pool.last_close.age) == ("upstream_eof", 5.0)
+
+
+def test_repeatable_requests_take_used_connections_and_spare_the_fresh():
+    pool = filled(3)
+    used(pool, 3)
+    assert pool.acquire("w", Prefer.USED, 0.0, alive) == 3
+
+
+def test_unrepeatable_requests_take_fresh_connections_first_then_used_ones():
+    pool = filled(2)
+    used(pool, 2)
+    assert pool.acquire("w", Prefer.FRESH, 0.0, alive) == 1
+    assert pool.acquire("x", Prefer.FRESH, 0.0, alive) == 2
+
+
+def test_fresh_only_waits_beside_a_used_connection_and_gets_a_dial():
+    pool = make(0)
+    assert pool.acquire("first", Prefer.USED, 0.0, alive) is None
+    assert dial(pool, 1) == "first"
+    pool.release(1, 0.0)
+    assert pool.acquire("replay", Prefer.FRESH_ONLY, 0.0, alive) is None
+    assert pool.plan(0.0).dials == 1
+    assert dial(pool, 2) == "replay"
+
+
+def test_fresh_only_at_the_cap_evicts_the_oldest_idle_used_connection():
+    pool = filled(2, max_connections=2)
+    used(pool, 2, 1.0)
+    used(pool, 1, 2.0)
+    assert pool.acquire("replay", Prefer.FRESH_ONLY, 3.0, alive) is None
+    plan = pool.plan(3.0)
+    assert plan.evict == ((2, CloseReason.SURPLUS),)
+    assert plan.dials == 1
+
+
+def test_the_newest_idle_connection_is_handed_out_first():
+    pool = filled(3)
+    assert [pool.acquire(w, Prefer.FRESH, 1.0, alive) for w in "abc"] == [3, 2, 1]
+
+
+def test_dead_connections_are_swapped_silently_at_checkout():
+    pool = filled(3)
+    dead = {3: CloseReason.UPSTREAM_EOF, 2: CloseReason.UPSTREAM_RESET}
+    assert pool.acquire("w", Prefer.USED, 1.0, dead.get) == 1
+    assert pool.tally.closed == {"upstream_eof": 1, "upstream_reset": 1}
+    assert pool.tally.acquires == {"fresh": 1}
+
+
+def test_waiters_are_served_in_the_order_in_which_they_came():
+    pool = make(0, max_connections=1)
+    assert [pool.acquire(w, Prefer.USED, 0.0, alive) for w in "abc"] == [None] * 3
+    assert pool.plan(0.0).dials == 1
+    assert dial(pool, 1) == "a"
+    assert pool.plan(0.0).dials == 0
+    assert pool.release(1, 1.0) == "b"
+    assert pool.release(1, 2.0) == "c"
+    assert pool.tally.acquires == {"dialled": 1, "waited": 2}
+
+
+def test_a_waiter_that_left_is_served_no_more_but_its_dial_stays():
+    pool = make(0)
+    pool.acquire("gone", Prefer.USED, 0.0, alive)
+    pool.dial_started(0.0)
+    pool.cancel("gone")
+    assert pool.dial_succeeded(1, RTT, 0.0) is None
+    assert (pool.fresh, pool.waiting) == (1, 0)
+
+
+def test_one_failed_dial_fails_the_waiter_that_waited_longest_and_no_other():
+    pool = make(0)
+    for waiter in "ab":
+        pool.acquire(waiter, Prefer.USED, 0.0, alive)
+        pool.dial_started(0.0)
+    assert pool.dial_failed(REFUSED, 0.0) == "a"
+    assert pool.waiting == 1
+    assert pool.plan(0.0).dials == 0, "the other dial is still under way for b"
+
+
+def test_a_failed_refill_fails_nobody_while_another_dial_covers_the_waiter():
+    pool = make(2)
+    pool.dial_started(0.0)
+    pool.dial_started(0.0)
+    pool.acquire("w", Prefer.USED, 0.0, alive)
+    assert pool.dial_failed(REFUSED, 0.0) is None
+    assert dial(pool, 7) == "w"
+
+
+def test_a_full_line_refuses_at_once():
+    pool = make(0, max_waiting=1, max_connections=1)
+    pool.acquire("a", Prefer.USED, 0.0, alive)
+    with pytest.raises(LimitReached):
+        pool.acquire("b", Prefer.USED, 0.0, alive)
+
+
+def test_a_waiters_dial_ignores_back_off_and_budget():
+    pool = make(0, rate=0.001)
+    pool.dial_started(0.0)
+    pool.dial_failed(REFUSED, 0.0)
+    for waiter in "abc":
+        pool.acquire(waiter, Prefer.USED, 0.0, alive)
+    assert pool.plan(0.0).dials == 3
+
+
+def test_refills_pause_after_a_failure_and_then_one_probe_goes():
+    said = Said()
+    pool = make(3, observer=said)
+    for _ in range(3):
+        pool.dial_started(0.0)
+    for _ in range(3):
+        pool.dial_failed(REFUSED, 0.0)
+    assert said.events == ["dial_failed 1"], "three dials of one outage are one failure"
+    plan = pool.plan(0.0)
+    assert (plan.dials, plan.wake_at) == (0, 0.1)
+    assert pool.plan(0.1).dials == 1
+    assert dial(pool, 1, 0.2) is None
+    assert pool.plan(0.2).dials == 2
+    assert said.events[-1] == "dial_recovered 1"
+
+
+def test_the_pause_doubles_up_to_its_longest():
+    pool = make(1, backoff_max=1.0)
+    now, pauses = 0.0, []
+    for _ in range(6):
+        pool.dial_started(now)
+        pool.dial_failed(REFUSED, now)
+        wake_at = pool.plan(now).wake_at
+        pauses.append(round(wake_at - now, 6))
+        now = wake_at
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+
+
+def test_the_dial_budget_spreads_refills_after_a_mass_close():
+    pool = filled(10, rate=20.0)
+    for conn in range(1, 11):
+        pool.closed(conn, CloseReason.UPSTREAM_EOF, 0.6)
+    assert pool.plan(0.6).dials == 10
+    for conn in range(11, 21):
+        dial(pool, conn, 0.6)
+    for conn in range(11, 21):
+        pool.closed(conn, CloseReason.UPSTREAM_EOF, 1.2)
+    for conn in range(21, 31):
+        dial(pool, conn, 1.2)
+    for conn in range(21, 31):
+        pool.closed(conn, CloseReason.UPSTREAM_EOF, 1.8)
+    plan = pool.plan(1.8)
+    assert 10 <= plan.dials < 20
+    assert plan.wake_at == inf
+
+
+def test_connections_that_die_at_once_are_churn_and_back_off_once_per_wave():
+    said = Said()
+    pool = make(3, observer=said)
+    for conn in (1, 2, 3):
+        dial(pool, conn, 0.0)
+    for conn in (1, 2, 3):
+        pool.closed(conn, CloseReason.UPSTREAM_EOF, 0.01)
+    assert said.events == ["churning 1"]
+    assert pool.plan(0.01).dials == 0
+    assert pool.plan(0.2).dials == 1, "one probe"
+    dial(pool, 4, 0.2)
+    assert pool.plan(0.3).dials == 0, "the probe has not lived long enough to trust the origin"
+    assert pool.plan(0.8).dials == 2, "it has"
+
+
+def test_a_release_never_evicts_for_surplus():
+    pool = filled(2)
+    pool.acquire("a", Prefer.FRESH, 1.0, alive)
+    assert pool.plan(1.0).dials == 1
+    dial(pool, 3, 1.0)
+    pool.release(2, 1.5)
+    assert pool.idle == 3
+    assert pool.plan(1.5).evict == ()
+
+
+def test_surplus_leaves_by_age_used_ones_first():
+    pool = filled(2, idle_timeout=60)
+    pool.acquire("a", Prefer.FRESH, 1.0, alive)
+    dial(pool, 3, 1.0)
+    pool.release(2, 1.5)
+    plan = pool.plan(1.5)
+    assert plan.wake_at == 60.0
+    assert pool.plan(60.0).evict == ((1, CloseReason.SURPLUS),)
+    assert pool.plan(61.5).evict[0] == (2, CloseReason.IDLE_LIMIT)
+
+
+def test_a_connection_that_is_due_is_replaced_before_it_goes():
+    pool = filled(2, max_age=100.0, rng=lambda: 0.0)
+    plan = pool.plan(100.0)
+    assert (plan.dials, plan.evict) == (2, ()), "both are still there for whoever comes"
+    dial(pool, 3, 100.1)
+    assert pool.plan(100.1).evict == ((1, CloseReason.MAX_AGE),)
+    dial(pool, 4, 100.1)
+    assert len(pool.plan(100.1).evict) == 2
+
+
+def test_what_is_due_stays_while_no_successor_can_be_dialled():
+    pool = filled(1, max_age=100.0, rng=lambda: 0.0)
+    pool.dial_started(100.0)
+    pool.dial_failed(REFUSED, 100.0)
+    assert pool.plan(100.0).evict == ()
+    assert pool.acquire("w", Prefer.USED, 100.0, alive) == 1
+
+
+def taught(limit=5.0) -> Pool:
+    """A pool of three whose upstream closed all of them at one age, and that has three new ones."""
+    pool = filled(3)
+    for conn in (1, 2, 3):
+        pool.closed(conn, CloseReason.UPSTREAM_EOF, limit)
+    for conn in (4, 5, 6):
+        dial(pool, conn, limit)
+    return pool
+
+
+def test_closes_that_agree_teach_the_limit_and_successors_come_before_it():
+    pool = taught(5.0)
+    assert pool.limits[False].seconds == 5.0
+    assert pool.plan(5.0).wake_at == pytest.approx(5.0 + 4.5)
+    assert pool.plan(9.6).dials == 3
+    assert pool.plan(9.6).evict == ()
+
+
+def test_closes_at_random_ages_teach_nothing():
+    pool = filled(4)
+    for conn, age in ((1, 2.0), (2, 5.0), (3, 9.0)):
+        pool.closed(conn, CloseReason.UPSTREAM_EOF, age)
+    assert pool.limits[False].seconds == inf
+
+
+def test_one_due_connection_stays_open_as_the_canary_that_can_disprove_the_limit():
+    pool = taught(5.0)
+    for conn in (7, 8, 9):
+        dial(pool, conn, 9.7)
+    evict = pool.plan(9.7).evict
+    assert evict == tuple((conn, CloseReason.IDLE_LIMIT) for conn in (4, 5, 6))
+    assert [pool.evict(conn, why, 9.7) for conn, why in evict] == [False, True, True]
+    assert (pool.idle, pool.canaries) == (3, 1)
+    assert pool.acquire("w", Prefer.USED, 9.7, alive) == 9, "the canary is handed to nobody"
+    pool.plan(11.1)
+    assert pool.limits[False].seconds == pytest.approx(6.1), "it outlived the limit"
+    pool.closed(4, CloseReason.UPSTREAM_EOF, 11.2)
+    assert pool.limits[False].seconds == pytest.approx(6.1)
+
+
+def test_the_two_shelves_have_limits_of_their_own():
+    pool = filled(3)
+    for waiter, conn in (("a", 3), ("b", 2), ("c", 1)):
+        assert pool.acquire(waiter, Prefer.FRESH, 0.0, alive) == conn
+    for conn in (1, 2, 3):
+        pool.release(conn, 0.0)
+        pool.closed(conn, CloseReason.UPSTREAM_EOF, 5.0)
+    assert pool.limits[True].seconds == 5.0
+    assert pool.limits[False].seconds == inf
+
+
+def test_hits_are_counted_with_the_seconds_that_they_saved():
+    pool = filled(2)
+    used(pool, 2)
+    pool.acquire("b", Prefer.USED, 0.0, alive)
+    assert pool.tally.acquires == {"fresh": 1, "used": 1}
+    assert pool.tally.saved_seconds == pytest.approx(2 * RTT)
+
+
+def test_a_dial_that_was_under_way_already_makes_its_waiter_one_that_waited():
+    pool = make(1)
+    pool.dial_started(0.0)
+    pool.acquire("w", Prefer.USED, 0.0, alive)
+    assert pool.dial_succeeded(1, RTT, 0.5) == "w"
+    assert pool.tally.acquires == {"waited": 1}
+
+
+def test_time_with_too_few_idle_connections_is_counted():
+    pool = make(1)
+    pool.account(2.0)
+    dial(pool, 1, 2.0)
+    pool.account(5.0)
+    assert pool.tally.below_target_seconds == 2.0
+    assert pool.tally.idle_socket_seconds == 3.0
+
+
+def test_the_gap_from_a_loss_to_its_replacement_is_measured():
+    pool = filled(1)
+    pool.closed(1, CloseReason.UPSTREAM_EOF, 5.0)
+    dial(pool, 2, 5.04)
+    assert pool.tally.redial_gap.total == pytest.approx(0.04)
+
+
+def test_nothing_is_dialled_beyond_the_cap():
+    pool = make(5, max_connections=3)
+    assert pool.plan(0.0).dials == 3

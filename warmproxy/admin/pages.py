@@ -1,0 +1,149 @@
+"""What the admin listener says, from what is. No sockets here."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+from urllib.parse import parse_qs
+
+from warmproxy import __version__
+from warmproxy.observe import Outcome
+from warmproxy.origin import Origin
+from warmproxy.pool.origin_pool import OriginPool
+
+AnyPool = OriginPool[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    status: int
+    content_type: str
+    body: bytes
+
+
+@dataclass(slots=True)
+class Readiness:
+    """Ready once each configured pool was warm, or its time to become so is over.
+
+    A pool that was warm once counts as warm: a burst that takes its connections is what they are
+    for, and no reason to send traffic elsewhere.
+    """
+
+    deadline: float
+    draining: bool = False
+    _warmed: set[Origin] = field(default_factory=set)
+
+    def look(self, pools: list[AnyPool], now: float) -> list[tuple[Origin, bool, str]]:
+        """(origin, ready, why) for each of the configured pools."""
+        said = []
+        for pool in pools:
+            target = pool.sizing.target_idle(now)
+            if pool.idle + pool.active >= target:
+                self._warmed.add(pool.origin)
+            have = f"{pool.idle} of {target} warm"
+            if pool.origin in self._warmed:
+                said.append((pool.origin, True, have))
+            elif now >= self.deadline:
+                said.append((pool.origin, True, f"{have}, waited long enough"))
+            else:
+                said.append((pool.origin, False, have))
+        return said
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Where the pages look: each is asked when a page is."""
+
+    now: Callable[[], float]
+    pools: Callable[[], list[AnyPool]]
+    configured: frozenset[Origin]
+    readiness: Readiness
+    metrics: Callable[[str], tuple[bytes, str]]
+    """`Accept` -> text and content type."""
+
+
+TEXT = "text/plain; charset=utf-8"
+
+INDEX = (
+    f"warmproxy {__version__}, admin listener\n"
+    "  /metrics          for Prometheus\n"
+    "  /healthz          the daemon runs\n"
+    "  /readyz?verbose   each configured pool is warm\n"
+    "  /pools            the pools as JSON\n"
+)
+
+
+def respond(view: View, target: str, accept: str) -> Page:
+    """The page for a GET of `target`."""
+    path, _, query = target.partition("?")
+    match path:
+        case "/":
+            return Page(200, TEXT, INDEX.encode())
+        case "/metrics":
+            body, content_type = view.metrics(accept)
+            return Page(200, content_type, body)
+        case "/healthz":
+            return Page(200, TEXT, b"ok\n")
+        case "/readyz":
+            return _readyz(view, "verbose" in parse_qs(query, keep_blank_values=True))
+        case "/pools":
+            text = json.dumps(pools_as_json(view), indent=1)
+            return Page(200, "application/json", text.encode() + b"\n")
+        case _:
+            return Page(404, TEXT, f"nothing at {path}\n{INDEX}".encode())
+
+
+def _readyz(view: View, verbose: bool) -> Page:
+    configured = [p for p in view.pools() if p.origin in view.configured]
+    said = view.readiness.look(configured, view.now())
+    ready = all(is_ready for _, is_ready, _ in said) and not view.readiness.draining
+    lines = ["ready" if ready else "draining" if view.readiness.draining else "not ready"]
+    if verbose:
+        lines += [f"{'[+]' if ok else '[-]'} {origin} {why}" for origin, ok, why in said]
+    return Page(200 if ready else 503, TEXT, "\n".join(lines).encode() + b"\n")
+
+
+def pools_as_json(view: View) -> dict[str, Any]:
+    now = view.now()
+    pools = [_pool(pool, pool.origin in view.configured, now) for pool in view.pools()]
+    counted = ("fresh", "used", "active", "dialling", "waiting", "dials", "hits", "misses")
+    totals: dict[str, Any] = {name: sum(pool[name] for pool in pools) for name in counted}
+    totals["saved_seconds"] = round(sum(pool["saved_seconds"] for pool in pools), 6)
+    return {"version": __version__, "pools": pools, "totals": totals}
+
+
+def _pool(pool: AnyPool, configured: bool, now: float) -> dict[str, Any]:
+    pool.account(now)
+    tally, last = pool.tally, pool.last_close
+    hits = tally.acquires[Outcome.FRESH] + tally.acquires[Outcome.USED]
+    return {
+        "origin": str(pool.origin),
+        "configured": configured,
+        "target_idle": pool.sizing.target_idle(now),
+        "fresh": pool.fresh,
+        "used": pool.used,
+        "active": pool.active,
+        "dialling": pool.dialling,
+        "waiting": pool.waiting,
+        "oldest_age": round(pool.oldest_age(now), 3),
+        "idle_limits": {
+            kind: round(limit.seconds, 3) if limit.seconds < inf else None
+            for kind, limit in (("fresh", pool.limits[False]), ("used", pool.limits[True]))
+        },
+        "canaries": pool.canaries,
+        "last_close": last
+        and {
+            "reason": last.reason,
+            "ago": round(now - last.at, 3),
+            "age": round(last.age, 3),
+        },
+        "closed": dict(tally.closed),
+        "dials": sum(tally.dials.values()),
+        "dials_failed": sum(n for result, n in tally.dials.items() if result != "ok"),
+        "hits": hits,
+        "misses": tally.acquires[Outcome.WAITED] + tally.acquires[Outcome.DIALLED],
+        "failed": tally.acquires[Outcome.FAILED],
+        "saved_seconds": round(tally.saved_seconds, 6),
+        "last_error": pool.last_error,
+    }

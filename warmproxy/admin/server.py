@@ -1,0 +1,74 @@
+"""The admin listener's HTTP: GET and HEAD, one page after the other, on the daemon's own parser."""
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from warmproxy.admin.pages import TEXT, Page
+from warmproxy.errors import BadRequest, WarmproxyError
+from warmproxy.protocol.framing import NoBody
+from warmproxy.protocol.headers import judge_request
+from warmproxy.protocol.heads import HeadBuffer, parse_request_head
+from warmproxy.protocol.messages import RequestHead
+from warmproxy.protocol.replies import STATUS_REASONS
+
+MAX_HEAD = 16384
+
+
+class AdminConnection(asyncio.Protocol):
+    """`respond` gets the target and the Accept field of a GET. `open` holds those that live."""
+
+    def __init__(
+        self,
+        respond: Callable[[str, str], Page],
+        date: Callable[[], bytes],
+        open: set["AdminConnection"],
+    ) -> None:
+        self._respond = respond
+        self._date = date
+        self._open = open
+        self._input = HeadBuffer(MAX_HEAD, BadRequest)
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._open.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._open.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            while not self.transport.is_closing() and (found := self._input.feed(data)):
+                block, data = found
+                self._serve(parse_request_head(block))
+        except WarmproxyError as error:
+            self._send(Page(error.status, TEXT, error.reason.encode() + b"\n"), close=True)
+
+    def _serve(self, head: RequestHead) -> None:
+        judged = judge_request(head)
+        if not isinstance(judged.body, NoBody) and not judged.body.done:
+            raise BadRequest("requests to the admin listener carry no body", status=413)
+        if head.method not in (b"GET", b"HEAD"):
+            raise BadRequest("the admin listener knows GET and HEAD", status=405)
+        if not head.target.startswith(b"/"):
+            raise BadRequest(
+                "this is warmproxy's admin listener; the proxy listens on another port"
+            )
+        accept = next((v for n, v in head.fields if n.lower() == b"accept"), b"")
+        page = self._respond(head.target.decode("ascii"), accept.decode("latin-1"))
+        self._send(page, close=not judged.keep_alive, head_only=head.method == b"HEAD")
+
+    def _send(self, page: Page, *, close: bool, head_only: bool = False) -> None:
+        reason = STATUS_REASONS.get(page.status, "")
+        head = (
+            f"HTTP/1.1 {page.status} {reason}\r\n"
+            f"Date: {self._date().decode()}\r\n"
+            f"Content-Type: {page.content_type}\r\n"
+            f"Content-Length: {len(page.body)}\r\n"
+            "Cache-Control: no-store\r\n"
+            f"{'Connection: close' if close else 'Connection: keep-alive'}\r\n\r\n"
+        )
+        self.transport.write(head.encode("latin-1") + (b"" if head_only else page.body))
+        if close:
+            self.transport.close()

@@ -1,0 +1,357 @@
+"""The command line: arguments and environment -> Settings -> the service, or one of the tools.
+
+Exit status: 0 done, 1 the daemon cannot start or does not answer, 2 wrong usage or settings.
+"""
+
+import argparse
+import difflib
+import os
+import re
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from warmproxy import __version__
+from warmproxy.errors import ConfigError, StartError
+from warmproxy.settings import (
+    SETTINGS_ENV_PREFIX,
+    Loaded,
+    Settings,
+    describe,
+    load,
+    parse_address,
+    toml_value,
+)
+from warmproxy.tools.healthcheck import healthcheck
+from warmproxy.tools.status import status
+
+DEFAULT_CONFIG = "config/warmproxy.toml"
+CONFIG_VARIABLE = f"{SETTINGS_ENV_PREFIX}CONFIG"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; `argv` is without the program's name. Returns the exit status."""
+    if sys.platform == "win32":
+        print("warmproxy: Windows is not supported; WSL or a container is.", file=sys.stderr)
+        return 1
+    try:
+        try:
+            return _command(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        count = len(error.problems)
+        print(f"warmproxy: {count} problem{'s' * (count > 1)} in the settings", file=sys.stderr)
+        return 2
+    except StartError as error:
+        print(f"warmproxy: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # `warmproxy check | head -1`. The interpreter flushes once more at its end: into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return 0
+
+
+def _command(argv: Sequence[str]) -> int:
+    args = _parse(argv)
+    match args.command:
+        case "run":
+            return _run(args)
+        case "check":
+            loaded = _load(args, _unreadable)
+            print(_listing(loaded, _config_path(args)), end="")
+            return 0
+        case "status":
+            return status(_admin(args), as_json=args.json, every=args.watch)
+        case "healthcheck":
+            try:
+                address = _admin(args)
+            except ConfigError as error:
+                print(f"unhealthy: {error.problems[0]}")
+                return 1
+            return healthcheck(address)
+        case _:
+            return _init(Path(args.path))
+
+
+def _run(args: argparse.Namespace) -> int:
+    # A stop that comes before the service has its own handlers is a stop all the same.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    settings = _load(args, _unreadable).settings
+    # Here and not above: what the service imports takes far longer than all that a health check
+    # does, and that one runs every few seconds.
+    from warmproxy.service import run
+
+    run(settings)
+    return 0
+
+
+# ── settings ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _config_path(args: argparse.Namespace) -> str | None:
+    """The file to read: the named one, or the default one if it is there."""
+    named: str | None = args.config or os.environ.get(CONFIG_VARIABLE)
+    if named:
+        return named
+    return DEFAULT_CONFIG if os.path.lexists(DEFAULT_CONFIG) else None
+
+
+def _load(
+    args: argparse.Namespace, further: Callable[[Loaded], Iterable[str]] = lambda loaded: ()
+) -> Loaded:
+    """All settings, or ConfigError with all that is wrong with them, by `further` checks too."""
+    path = _config_path(args)
+    text = None
+    problems = []
+    if path is not None:
+        try:
+            text = _read(path)
+        except OSError as error:
+            by = "--config" if args.config else CONFIG_VARIABLE
+            named = f" (named by {by})" if path != DEFAULT_CONFIG else ""
+            problems.append(f"{path}: {error.strerror}{named}")
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            problems.append(f"{path}:{line}: not UTF-8")
+    flags = {
+        name: getattr(args, name, None)
+        for name in (
+            "listen",
+            "admin",
+            "warm",
+            "allow_clients",
+            "log_format",
+            "access_log",
+            "grace",
+        )
+    }
+    try:
+        loaded = load(path=path, text=text, environ=os.environ, flags=flags)
+        problems += further(loaded)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return loaded
+
+
+def _read(path: str) -> str:
+    return Path(path).read_bytes().decode("utf-8-sig")
+
+
+def _unreadable(loaded: Loaded) -> Iterator[str]:
+    """`check` and `run` must agree, so a file that `run` needs is looked at here."""
+    path = loaded.settings.credentials_file
+    if path:
+        try:
+            open(path, "rb").close()
+        except OSError as error:
+            source = loaded.sources["credentials_file"]
+            yield f"{source}: 'credentials_file' {toml_value(path)}: {error.strerror}"
+
+
+def _admin(args: argparse.Namespace) -> tuple[str, int]:
+    """Where the admin listener can be reached from this machine: host, port."""
+    if args.admin is None:
+        settings = _load(args).settings
+    else:  # whatever is wrong with the rest is no matter here
+        settings = load(path=None, text=None, environ={}, flags={"admin": args.admin}).settings
+    if not settings.admin:
+        raise ConfigError(["'admin' is \"\": there is no admin listener to ask"])
+    host, port = parse_address(settings.admin)
+    if port == 0:
+        raise ConfigError(["'admin' has port 0: say --admin HOST:PORT with the real one"])
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
+
+
+def _listing(loaded: Loaded, path: str | None) -> str:
+    """Each effective value and its source, aligned."""
+    rows = []
+    for key, source in loaded.sources.items():
+        rows.append((key, toml_value(_at(loaded.settings, key)), source))
+    left = max(len(key) for key, _, _ in rows)
+    # one long list must not push all sources out of sight
+    right = min(max(len(value) for _, value, _ in rows), 40)
+    lines = [f"# valid; {f'file: {path}' if path else f'no file ({DEFAULT_CONFIG} is not there)'}"]
+    lines += [f"{key:<{left}} = {value:<{right}}   # {source}" for key, value, source in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _at(settings: Settings, key: str) -> object:
+    """The value that a dotted key means."""
+    found: object = settings
+    for name, index in re.findall(r"(\w+)(?:\[(\d+)\])?", key):
+        found = getattr(found, name)
+        if index:
+            assert isinstance(found, tuple)
+            found = found[int(index)]
+    return found
+
+
+# ── init ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def sample_config() -> str:
+    """A file that changes nothing: each setting with its meaning and default, commented out."""
+    lines = [
+        "# warmproxy's settings. What is commented out is the default: take away the # to change",
+        "# it. Flags go before the environment, and that before this file; `warmproxy check` shows",
+        "# what holds. Seconds may have fractions.",
+    ]
+    table = ""
+    for setting in describe():
+        if setting.table != table:
+            table = setting.table
+            if table == "defaults":
+                lines += ["", "", "# What holds for each origin that does not say otherwise."]
+                lines += ["[defaults]"]
+            else:
+                lines += [
+                    "",
+                    "",
+                    "# One table for each origin that is held warm; what [defaults] holds",
+                ]
+                lines += ["# can stand here too.", "#[[upstream]]"]
+        meaning = f"{setting.meaning} ({setting.type})"
+        lines += ["", *(f"# {line}" for line in textwrap.wrap(meaning, 94))]
+        default = setting.default or '"https://api.example.com"'
+        lines += [f"#{setting.name} = {default}"]
+    return "\n".join(lines) + "\n"
+
+
+def _init(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(sample_config())
+    except FileExistsError:
+        print(f"warmproxy init: {path} is there already, and stays as it is", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"warmproxy init: {path}: {error.strerror}", file=sys.stderr)
+        return 1
+    print(f"wrote {path}; 'warmproxy check --config {path}' shows what it sets")
+    return 0
+
+
+# ── arguments ────────────────────────────────────────────────────────────────────────────────
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with one line for an error and a guess at what was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.match(r"argument COMMAND: invalid choice: '([^']*)'", message)
+        if choice is not None:
+            message = f"unknown command '{choice[1]}'{_did_you_mean(choice[1], COMMANDS)}"
+        self.exit(2, f"{self.prog}: {message} (see '{self.prog} --help')\n")
+
+
+COMMANDS = ("run", "check", "status", "healthcheck", "init")
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="warmproxy",
+        description="A local forward proxy that hands out connections which are already open.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"warmproxy {__version__}")
+    # parser_class: each command's own errors in the same form
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", parser_class=_Parser, required=True
+    )
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False
+        )
+
+    by_name = {
+        "run": command("run", "run the proxy"),
+        "check": command("check", "show the settings that hold and where each came from"),
+        "status": command("status", "show the pools of the running proxy"),
+        "healthcheck": command("healthcheck", "exit 0 if the running proxy answers, else 1"),
+        "init": command("init", "write a commented settings file"),
+    }
+    for name in ("run", "check"):
+        _add_settings(by_name[name])
+    for name in ("status", "healthcheck"):
+        add = by_name[name].add_argument
+        add("--admin", metavar="HOST:PORT", help="where the proxy's admin listener is")
+        add("--config", metavar="FILE", help="the proxy's settings file, for its admin address")
+    add = by_name["status"].add_argument
+    add("--json", action="store_true", help="as JSON")
+    add(
+        "--watch",
+        metavar="SECONDS",
+        nargs="?",
+        type=_interval,
+        const=2.0,
+        help="again every so many seconds (2), until Ctrl-C",
+    )
+    by_name["init"].add_argument("path", metavar="PATH", nargs="?", default=DEFAULT_CONFIG)
+
+    if not argv:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    args, rest = parser.parse_known_args(argv)
+    if rest:
+        chosen = by_name[args.command]
+        wrong = next((word for word in rest if word.startswith("-")), rest[0])
+        wrong = wrong.partition("=")[0]
+        kind = "option" if wrong.startswith("-") else "argument"
+        hint = _did_you_mean(wrong, list(chosen._option_string_actions))
+        chosen.error(f"unknown {kind} '{wrong}'{hint}")
+    return args
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", metavar="FILE", help=f"settings file (default: {DEFAULT_CONFIG}, if there)")
+    add(
+        "--listen",
+        metavar="HOST:PORT",
+        action="append",
+        help="where the proxy listens; may be repeated",
+    )
+    add("--admin", metavar="HOST:PORT", help='where /metrics and /pools are; "" for nowhere')
+    add(
+        "--warm",
+        metavar="URL=N",
+        action="append",
+        help="hold N connections to URL open; may be repeated",
+    )
+    add(
+        "--allow-client",
+        metavar="NET",
+        dest="allow_clients",
+        action="append",
+        help="a network whose clients may use the proxy; may be repeated",
+    )
+    add("--log-format", metavar="FORMAT", help="text, json or auto")
+    add("--access-log", action="store_const", const=True, help="one line for each exchange")
+    add("--grace", metavar="SECONDS", help="what exchanges in flight get at a stop")
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"must be seconds from 0.1 to 86400, not '{text}'")
+    return seconds

@@ -1,0 +1,327 @@
+"""One client's connection: feeds its Exchange, carries out the actions, pauses the faster side."""
+
+import asyncio
+import select
+from dataclasses import dataclass, field
+from typing import assert_never, cast
+
+from warmproxy.errors import WarmproxyError
+from warmproxy.net.housekeeper import Housekeeper, Lease
+from warmproxy.net.tunnel import Tunnel
+from warmproxy.net.upstream import WRITE_BUFFER
+from warmproxy.observe import Observer
+from warmproxy.protocol.exchange import Exchange, State, Terms
+from warmproxy.protocol.messages import (
+    Acquire,
+    Action,
+    Answered,
+    Cancel,
+    Close,
+    CloseClient,
+    Release,
+    Retried,
+    Splice,
+    ToClient,
+    ToUpstream,
+)
+
+LINGER_SECONDS = 2.0
+"""How long a client may take to read its last answer while it still sends."""
+
+_HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+
+
+@dataclass(slots=True)
+class Clients:
+    """What all client connections share, and which of them there are."""
+
+    housekeeper: Housekeeper
+    terms: Terms
+    observer: Observer
+    loop: asyncio.AbstractEventLoop
+    idle_timeout: float
+    access_log: bool
+    open: set["ClientConnection"] = field(default_factory=set)
+    draining: bool = False
+    none_left: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the last connection goes while draining."""
+
+    def connect(self) -> "ClientConnection":
+        """What the listener makes for each connection that it accepts."""
+        return ClientConnection(self)
+
+    def drain(self) -> None:
+        """Each connection finishes what is under way and begins nothing."""
+        self.draining = True
+        for client in list(self.open):
+            client.drain()
+        self._look()
+
+    def abort(self) -> int:
+        """The grace time is over; how many connections were cut."""
+        left = list(self.open)
+        for client in left:
+            client.abort()
+        return len(left)
+
+    def gone(self, client: "ClientConnection") -> None:
+        self.open.discard(client)
+        self._look()
+
+    def _look(self) -> None:
+        if self.draining and not self.open:
+            self.none_left.set()
+
+
+class ClientConnection(asyncio.Protocol):
+    """Client of the daemon; waiter of the housekeeper; sink of an upstream connection."""
+
+    __slots__ = (
+        "_asked_at",
+        "_clients",
+        "_exchange",
+        "_exchange_from",
+        "_first_byte_due",
+        "_lease",
+        "_lingers",
+        "_reading",
+        "_since",
+        "_transport",
+        "_tunnel",
+        "_upstream_full",
+    )
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        self._lease: Lease | None = None
+        self._tunnel: Tunnel | None = None
+        self._reading = True
+        self._upstream_full = False
+        self._lingers = False
+        self._first_byte_due = False
+        self._since = clients.loop.time()
+        """Of the last event that counts for a timeout."""
+        self._asked_at = self._since
+        self._exchange: Exchange
+        self._transport: asyncio.Transport
+
+    def __repr__(self) -> str:
+        return f"<ClientConnection {self._exchange!r} {self._lease and self._lease.connection!r}>"
+
+    @property
+    def exchange(self) -> Exchange:
+        return self._exchange
+
+    @property
+    def is_tunnel(self) -> bool:
+        return self._tunnel is not None
+
+    # ── asyncio.Protocol: the client's side ──────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        peername = transport.get_extra_info("peername")
+        self._exchange = Exchange(self._clients.terms, peername[0] if peername else "")
+        self._clients.open.add(self)
+        if self._clients.draining:
+            self.drain()
+
+    def data_received(self, data: bytes) -> None:
+        self._run(self._exchange.client_data(data))
+
+    def eof_received(self) -> bool:
+        if self._lingers:
+            return False
+        self._run(self._exchange.client_eof())
+        # a client may half-close and still want its answer
+        return self._exchange.state is not State.CLOSED or self._lingers
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._clients.gone(self)
+        self._run(self._exchange.client_lost())
+
+    def pause_writing(self) -> None:
+        if self._lease is not None:
+            self._lease.connection.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._lease is not None:
+            self._lease.connection.resume_reading()
+
+    # ── Waiter: the pool's side ──────────────────────────────────────────────────────────────
+
+    def lease_ready(self, lease: Lease) -> None:
+        self._take(lease)
+        self._run(self._exchange.leased(lease.was_used))
+
+    def lease_failed(self, error: WarmproxyError) -> None:
+        self._run(self._exchange.lease_failed(error))
+
+    # ── Sink: the upstream's side ────────────────────────────────────────────────────────────
+
+    def upstream_data(self, data: bytes) -> None:
+        if self._first_byte_due:
+            self._first_byte_due = False
+            assert self._lease is not None
+            self._lease.tally.first_byte.observe(self._clients.loop.time() - self._asked_at)
+        self._run(self._exchange.upstream_data(data))
+
+    def upstream_ended(self, *, reset: bool) -> None:
+        self._run(self._exchange.upstream_ended(reset=reset))
+
+    def upstream_writable(self, writable: bool) -> None:
+        self._upstream_full = not writable
+        self._adjust_reading()
+
+    # ── for the service ──────────────────────────────────────────────────────────────────────
+
+    def drain(self) -> None:
+        """Finish what is under way, begin nothing."""
+        if self._tunnel is None:
+            self._run(self._exchange.drain())
+
+    def abort(self) -> None:
+        """The grace time is over."""
+        if self._tunnel is not None:
+            self._tunnel.close()
+        self._transport.abort()
+
+    def sweep(self, now: float) -> None:
+        """Look for what no event tells: called about once a second."""
+        exchange = self._exchange
+        if self._tunnel is not None:
+            return
+        waited = now - self._since
+        if self._lingers:
+            if waited >= LINGER_SECONDS:
+                self._transport.abort()
+        elif exchange.state is State.IDLE:
+            if waited >= self._clients.idle_timeout:
+                self._transport.close()
+        elif exchange.awaits_response:
+            assert self._lease is not None
+            limit = self._lease.settings.response_timeout
+            if limit and waited >= limit:
+                self._run(exchange.response_timed_out())
+        elif exchange.state is State.CONNECTING and not self._reading and self._hung_up():
+            self._transport.abort()
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────────
+
+    def _run(self, actions: list[Action]) -> None:
+        """Carry the actions out in their order; those that follow from them join the list."""
+        for action in actions:
+            match action:
+                case ToClient():
+                    self._transport.write(action.data)
+                case ToUpstream():
+                    assert self._lease is not None
+                    self._since = self._clients.loop.time()
+                    self._lease.connection.write(action.data)
+                case Acquire():
+                    actions += self._acquire(action)
+                case Release():
+                    self._release(action.reusable)
+                case Answered():
+                    self._answered(action)
+                case Retried():
+                    tally = self._clients.housekeeper.tally(self._exchange.origin)
+                    tally.retries["stale"] += 1
+                case Splice():
+                    self._splice(action)
+                case Cancel():
+                    origin = self._exchange.origin
+                    assert origin is not None
+                    self._clients.housekeeper.cancel(origin, self)
+                case CloseClient():
+                    self._close(action.how)
+                case _:
+                    assert_never(action)
+        self._adjust_reading()
+
+    def _acquire(self, action: Acquire) -> list[Action]:
+        self._asked_at = self._clients.loop.time()
+        try:
+            lease = self._clients.housekeeper.acquire(action.origin, action.prefer, self)
+        except WarmproxyError as error:
+            return self._exchange.lease_failed(error)
+        if lease is None:
+            return []
+        self._take(lease)
+        return self._exchange.leased(lease.was_used)
+
+    def _take(self, lease: Lease) -> None:
+        self._lease = lease
+        self._upstream_full = False
+        self._first_byte_due = True
+        lease.connection.attach(self)
+
+    def _release(self, reusable: bool) -> None:
+        lease, self._lease = self._lease, None
+        self._upstream_full = False
+        if lease is not None:
+            lease.release(reusable=reusable)
+
+    def _answered(self, action: Answered) -> None:
+        now = self._clients.loop.time()
+        self._since = now
+        tally = self._clients.housekeeper.tally(action.origin)
+        tally.requests[_CODE_CLASSES[action.status // 100]] += 1
+        if self._clients.access_log:
+            self._clients.observer.answered(
+                self._exchange.client_address,
+                action.method.decode("ascii", "replace"),
+                action.origin,
+                action.status,
+                now - self._asked_at,
+                action.error,
+            )
+
+    def _splice(self, action: Splice) -> None:
+        lease = self._lease
+        assert lease is not None
+        lease.tally.tunnels += 1
+        ended = self._exchange.client_ended
+        self._tunnel = Tunnel(self._transport, lease.connection.transport, self._tunnel_ended)
+        self._tunnel.send_early(action.to_upstream, action.to_client)
+        if ended:
+            self._tunnel.client_ended()
+
+    def _tunnel_ended(self, tunnel: Tunnel) -> None:
+        lease = self._lease
+        assert lease is not None
+        lease.tally.tunnel_bytes_up += tunnel.up
+        lease.tally.tunnel_bytes_down += tunnel.down
+        self._clients.gone(self)
+        self._release(reusable=False)
+
+    def _close(self, how: Close) -> None:
+        if how is Close.ABORT:
+            self._transport.abort()
+        elif how is Close.LINGER and self._transport.can_write_eof():
+            self._lingers = True
+            self._since = self._clients.loop.time()
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _adjust_reading(self) -> None:
+        """Read from the client while somebody has room for what it sends."""
+        reads = self._lingers or (self._exchange.wants_data and not self._upstream_full)
+        if reads == self._reading or self._tunnel is not None or self._transport.is_closing():
+            return
+        self._reading = reads
+        if reads:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def _hung_up(self) -> bool:
+        """A paused transport never tells that its peer is gone: ask the socket."""
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), _HANG_UP)
+        return bool(poll.poll(0))
+
+
+_CODE_CLASSES = ("0xx", "1xx", "2xx", "3xx", "4xx", "5xx", "6xx", "7xx", "8xx", "9xx")

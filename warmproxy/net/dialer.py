@@ -1,0 +1,102 @@
+"""Origin -> connected UpstreamConnection, or a DialError that says why not."""
+
+import asyncio
+import errno
+import socket
+from dataclasses import dataclass
+
+import aiohappyeyeballs
+
+from warmproxy.errors import DialError, DialRefused, DialTimeout, DialUnreachable
+from warmproxy.net.resolver import Resolver
+from warmproxy.net.upstream import UpstreamConnection
+from warmproxy.origin import Origin
+
+ATTEMPT_DELAY = 0.25
+"""Seconds between attempts to one name's addresses (RFC 8305, 5: Connection Attempt Delay)."""
+
+# A NAT may forget a silent connection after as little as 4 minutes; a dead peer is to be noticed
+# before a user's patience ends. Linux only where the constant exists only there.
+_OPTIONS: tuple[tuple[int, str, int], ...] = (
+    (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+    (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 30),
+    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
+    (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+    (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 20_000),
+)
+
+_REFUSED = frozenset((errno.ECONNREFUSED, errno.ECONNRESET))
+_UNREACHABLE = frozenset((errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN))
+_NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
+
+
+@dataclass(slots=True)
+class Dialled:
+    """A connection that is there, and the seconds that each phase took."""
+
+    connection: UpstreamConnection
+    dns: float
+    tcp: float
+
+
+class Dialer:
+    def __init__(self, loop: asyncio.AbstractEventLoop, resolver: Resolver) -> None:
+        self._loop = loop
+        self._resolver = resolver
+
+    async def dial(self, origin: Origin, timeout: float) -> Dialled:
+        """Resolve and connect; each may take `timeout` seconds. Raises DialError."""
+        started = self._loop.time()
+        addresses = await self._resolver.resolve(origin.host, origin.port, timeout)
+        resolved = self._loop.time()
+        sock: socket.socket | None = None
+        try:
+            async with asyncio.timeout(timeout):
+                sock = await aiohappyeyeballs.start_connection(
+                    addresses,
+                    happy_eyeballs_delay=ATTEMPT_DELAY,
+                    interleave=1,
+                    loop=self._loop,
+                )
+            connected = self._loop.time()
+            tune(sock)
+            _, connection = await self._loop.create_connection(
+                lambda: UpstreamConnection(origin), sock=sock
+            )
+            sock = None  # the transport's from here on
+        except TimeoutError as error:  # ours, or the system's ETIMEDOUT
+            self._resolver.forget(origin.host, origin.port)
+            why = error.strerror or f"no connection within {timeout:g} s"
+            raise DialTimeout(f"{origin.authority} did not answer: {why}") from None
+        except OSError as error:
+            self._resolver.forget(origin.host, origin.port)
+            raise _translate(origin, error) from error
+        finally:
+            if sock is not None:
+                sock.close()
+        return Dialled(connection, resolved - started, connected - resolved)
+
+
+def tune(sock: socket.socket) -> None:
+    """TCP_NODELAY, keep-alive probes and a bound on unacknowledged data, where the system has
+    them."""
+    for level, name, value in _OPTIONS:
+        option = getattr(socket, name, None)
+        if option is not None:
+            sock.setsockopt(level, option, value)
+
+
+def _translate(origin: Origin, error: OSError) -> DialError:
+    why = error.strerror or str(error)
+    if error.errno in _REFUSED:
+        return DialRefused(f"{origin.authority} refused the connection")
+    if error.errno in _UNREACHABLE:
+        return DialUnreachable(f"{origin.authority} cannot be reached: {why}")
+    if error.errno in _NO_DESCRIPTORS:
+        return DialError(
+            f"no file descriptor left for a connection to {origin.authority}",
+            status=503,
+            token="connection_limit_reached",
+        )
+    return DialError(f"no connection to {origin.authority}: {why}")

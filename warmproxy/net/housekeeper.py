@@ -1,0 +1,341 @@
+"""Carries out what the pools plan: dials, evictions, one timer per origin; and hands out leases."""
+
+import asyncio
+import warnings
+from typing import Protocol
+
+from warmproxy.errors import DialClosed, DialError, LimitReached, ShuttingDown, WarmproxyError
+from warmproxy.net.dialer import Dialer
+from warmproxy.net.upstream import UpstreamConnection
+from warmproxy.observe import CloseReason, Observer, Tally
+from warmproxy.origin import Origin
+from warmproxy.policy.retry import Prefer
+from warmproxy.pool.origin_pool import OriginPool
+from warmproxy.pool.registry import Registry
+from warmproxy.settings import OriginSettings, Settings
+
+
+class Waiter(Protocol):
+    """Who asked for a connection and could not have one at once. Exactly one of the two comes,
+    unless it cancels."""
+
+    def lease_ready(self, lease: "Lease") -> None: ...
+
+    def lease_failed(self, error: WarmproxyError) -> None: ...
+
+
+Pool = OriginPool[UpstreamConnection, Waiter]
+
+
+class Lease:
+    """An acquired connection. Its owner releases it exactly once."""
+
+    __slots__ = ("_housekeeper", "_pool", "connection", "was_used")
+
+    def __init__(
+        self, housekeeper: "Housekeeper", pool: Pool, connection: UpstreamConnection
+    ) -> None:
+        self._housekeeper: Housekeeper | None = housekeeper
+        self._pool = pool
+        self.connection = connection
+        self.was_used = pool.was_used(connection)
+
+    def release(self, *, reusable: bool) -> None:
+        """Give the connection back; with `reusable` the next request may have it."""
+        housekeeper, self._housekeeper = self._housekeeper, None
+        if housekeeper is None:
+            raise RuntimeError(f"{self.connection!r} was released twice")
+        housekeeper.released(self._pool, self.connection, reusable)
+
+    @property
+    def tally(self) -> Tally:
+        return self._pool.tally
+
+    @property
+    def settings(self) -> OriginSettings:
+        return self._pool.settings
+
+    def __del__(self) -> None:
+        if self._housekeeper is not None:
+            warnings.warn(f"{self.connection!r} was never released", ResourceWarning, stacklevel=2)
+            self.release(reusable=False)
+
+
+class Housekeeper:
+    """The only one who touches pools: it tells them facts and does what they plan.
+
+    Pools that changed are planned once per turn of the loop, outside the request's call stack.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry[UpstreamConnection, Waiter],
+        dialer: Dialer,
+        observer: Observer,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.registry = registry
+        self._settings = settings
+        self._dialer = dialer
+        self._observer = observer
+        self._loop = loop
+        self._open = 0
+        """Connections and dials of all pools."""
+        self._changed: dict[Origin, Pool] = {}
+        self._flushing: asyncio.Handle | None = None
+        self._wakes: dict[Origin, asyncio.TimerHandle] = {}
+        self._timeouts: dict[Waiter, asyncio.TimerHandle] = {}
+        self._dials: set[asyncio.Task[None]] = set()
+        self._starved: dict[Origin, Pool] = {}
+        """Pools whose waiters need a dial that max_connections (all origins) did not allow."""
+        self._warmed: dict[Origin, bool] = {}
+        self._stopped = False
+
+    # ── for the service ──────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Open what is configured, at once."""
+        for pool in self.registry:
+            self._plan_soon(pool)
+
+    def stop(self) -> None:
+        """No more dials; whoever waits is told so; idle connections are closed."""
+        self._stopped = True
+        for task in self._dials:
+            task.cancel()
+        for waiter, timeout in list(self._timeouts.items()):
+            timeout.cancel()
+            waiter.lease_failed(ShuttingDown("this proxy is shutting down"))
+        self._timeouts.clear()
+        for wake in self._wakes.values():
+            wake.cancel()
+        now = self._loop.time()
+        for pool in self.registry:
+            while (conn := pool.oldest_idle()) is not None:
+                self._ended(pool, conn, CloseReason.SHUTDOWN, now)
+
+    @property
+    def open(self) -> int:
+        """Upstream connections and dials under way, of all origins."""
+        return self._open
+
+    def tally(self, origin: Origin | None) -> Tally:
+        """Where the counts for `origin` go; those that belong to none join `other`."""
+        pool = self.registry.find(origin) if origin else None
+        return pool.tally if pool else self.registry.forgotten
+
+    # ── for those who want a connection ──────────────────────────────────────────────────────
+
+    def acquire(self, origin: Origin, prefer: Prefer, waiter: Waiter) -> Lease | None:
+        """A lease at once, in this call stack, or None: the waiter will hear.
+
+        Raises LimitReached or ShuttingDown.
+        """
+        if self._stopped:
+            raise ShuttingDown("this proxy is shutting down")
+        now = self._loop.time()
+        pool = self.registry.use(origin, now)
+        if len(self.registry) > self._settings.max_origins:
+            self._let_go(now)
+        conn = pool.acquire(waiter, prefer, now, self._alive)
+        self._plan_soon(pool)
+        if conn is not None:
+            return Lease(self, pool, conn)
+        timeout = pool.settings.acquire_timeout
+        self._timeouts[waiter] = self._loop.call_later(timeout, self._time_out, pool, waiter)
+        return None
+
+    def cancel(self, origin: Origin, waiter: Waiter) -> None:
+        """The waiter wants no connection any more."""
+        if (timeout := self._timeouts.pop(waiter, None)) is not None:
+            timeout.cancel()
+            pool = self.registry.find(origin)
+            assert pool is not None, "a pool outlives its waiters"
+            pool.cancel(waiter)
+            self._plan_soon(pool)
+
+    def released(self, pool: Pool, conn: UpstreamConnection, reusable: bool) -> None:
+        """For Lease.release only."""
+        now = self._loop.time()
+        conn.detach()
+        if conn.ended is not None:
+            self._ended(pool, conn, conn.ended, now)
+        elif not reusable or self._stopped:
+            reason = CloseReason.SHUTDOWN if self._stopped else CloseReason.NOT_REUSABLE
+            self._ended(pool, conn, reason, now)
+        else:
+            waiter = pool.release(conn, now)
+            if waiter is not None:
+                self._serve(pool, waiter, conn)
+            self._plan_soon(pool)
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────────
+
+    def _alive(self, conn: UpstreamConnection) -> CloseReason | None:
+        dead = conn.check()
+        if dead is not None:
+            conn.close()
+            self._freed()
+        return dead
+
+    def _serve(self, pool: Pool, waiter: Waiter, conn: UpstreamConnection) -> None:
+        self._timeouts.pop(waiter).cancel()
+        waiter.lease_ready(Lease(self, pool, conn))
+
+    def _time_out(self, pool: Pool, waiter: Waiter) -> None:
+        del self._timeouts[waiter]
+        pool.cancel(waiter)
+        self._plan_soon(pool)
+        waiter.lease_failed(
+            LimitReached(
+                f"no connection to {pool.origin.authority} within"
+                f" {pool.settings.acquire_timeout:g} s (acquire_timeout): {pool.active} in use,"
+                f" {pool.dialling} being dialled, max_connections {pool.settings.max_connections}"
+            )
+        )
+
+    def _idle_ended(self, conn: UpstreamConnection, reason: CloseReason) -> None:
+        """The upstream ended an idle connection: seen in the turn of the loop in which it came."""
+        pool = self.registry.find(conn.origin)
+        assert pool is not None, "a pool outlives its connections"
+        self._ended(pool, conn, reason, self._loop.time())
+
+    def _ended(self, pool: Pool, conn: UpstreamConnection, reason: CloseReason, now: float) -> None:
+        """A connection is over, whoever ended it."""
+        conn.close()
+        pool.closed(conn, reason, now)
+        self._plan_soon(pool)
+        self._freed()
+
+    def _freed(self) -> None:
+        """One connection fewer: those who could not dial under the cap may try again."""
+        self._open -= 1
+        for starved in self._starved.values():
+            self._plan_soon(starved)
+        self._starved.clear()
+
+    def _let_go(self, now: float) -> None:
+        for pool in self.registry.beyond_cap():
+            while (conn := pool.oldest_idle()) is not None:
+                self._ended(pool, conn, CloseReason.SURPLUS, now)
+            self._changed.pop(pool.origin, None)
+            if (wake := self._wakes.pop(pool.origin, None)) is not None:
+                wake.cancel()
+            self.registry.let_go(pool)
+
+    # ── plans ────────────────────────────────────────────────────────────────────────────────
+
+    def _plan_soon(self, pool: Pool) -> None:
+        self._changed[pool.origin] = pool
+        if self._flushing is None and not self._stopped:
+            self._flushing = self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = None
+        changed, self._changed = self._changed, {}
+        for pool in changed.values():
+            self._carry_out(pool)
+
+    def _carry_out(self, pool: Pool) -> None:
+        now = self._loop.time()
+        plan = pool.plan(now)
+        self._tell_if_learned(pool, now)
+        for conn, reason in plan.evict:
+            if pool.evict(conn, reason, now):
+                conn.close()
+                self._freed()
+        if plan.evict:
+            self._plan_soon(pool)
+        for _ in range(plan.dials):
+            if not self._make_room(pool, now):
+                self._starved[pool.origin] = pool
+                break
+            self._start_dial(pool, now)
+        wake = self._wakes.get(pool.origin)
+        if plan.wake_at != float("inf") and (wake is None or plan.wake_at < wake.when()):
+            if wake is not None:
+                wake.cancel()
+            # a timer that is later than needed would cost warmth; one too early, one more look
+            self._wakes[pool.origin] = self._loop.call_at(plan.wake_at, self._wake, pool)
+
+    def _wake(self, pool: Pool) -> None:
+        del self._wakes[pool.origin]
+        self._carry_out(pool)
+
+    def _make_room(self, pool: Pool, now: float) -> bool:
+        """Whether one more connection may be opened under the cap over all origins.
+
+        A request that waits may cost another origin its idle connection; a refill may not, or
+        two pools could take turns in emptying each other.
+        """
+        if self._open < self._settings.max_connections:
+            return True
+        if pool.waiting <= pool.dialling:
+            return False
+        victim = self.registry.least_recent_with_idle(beside=pool.origin)
+        if victim is None:
+            return False
+        conn = victim.oldest_idle()
+        assert conn is not None
+        self._ended(victim, conn, CloseReason.SURPLUS, now)
+        return True
+
+    def _start_dial(self, pool: Pool, now: float) -> None:
+        pool.dial_started(now)
+        self._open += 1
+        task = self._loop.create_task(self._dial(pool), name=f"dial {pool.origin}")
+        self._dials.add(task)
+        task.add_done_callback(self._dial_done)
+
+    def _dial_done(self, task: asyncio.Task[None]) -> None:
+        self._dials.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._loop.call_exception_handler({"message": task.get_name(), "exception": error})
+
+    async def _dial(self, pool: Pool) -> None:
+        try:
+            dialled = await self._dialer.dial(pool.origin, pool.settings.dial_timeout)
+            conn = dialled.connection
+            if conn.ended is not None:
+                raise DialClosed(f"{pool.origin.authority} accepted and closed at once")
+        except DialError as error:
+            self._dial_failed(pool, error)
+        except asyncio.CancelledError:
+            self._open -= 1
+            pool.dial_cancelled()
+            raise
+        except Exception as error:
+            # a defect of ours must not leave a dial counted as under way for ever
+            self._dial_failed(
+                pool,
+                DialError(f"the dial broke: {error!r}", status=500, token="proxy_internal_error"),
+            )
+            raise
+        else:
+            tally = pool.tally
+            tally.dial_seconds["dns"].observe(dialled.dns)
+            tally.dial_seconds["tcp"].observe(dialled.tcp)
+            conn.on_idle_end = self._idle_ended
+            waiter = pool.dial_succeeded(conn, dialled.dns + dialled.tcp, self._loop.time())
+            if waiter is not None:
+                self._serve(pool, waiter, conn)
+        self._plan_soon(pool)
+
+    def _dial_failed(self, pool: Pool, error: DialError) -> None:
+        self._freed()
+        waiter = pool.dial_failed(error, self._loop.time())
+        if waiter is not None:
+            self._timeouts.pop(waiter).cancel()
+            waiter.lease_failed(error)
+
+    def _tell_if_learned(self, pool: Pool, now: float) -> None:
+        if pool.origin in self.registry.configured:
+            return
+        target = pool.sizing.target_idle(now)
+        if self._warmed.get(pool.origin, False) != bool(target):
+            if target:
+                self._warmed[pool.origin] = True
+            else:
+                del self._warmed[pool.origin]
+            self._observer.learned(pool.origin, target)

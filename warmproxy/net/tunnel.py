@@ -1,0 +1,99 @@
+"""Two transports spliced: bytes both ways, back-pressure, half-close (RFC 9110, 9.3.6)."""
+
+import asyncio
+from collections.abc import Callable
+
+
+class Tunnel:
+    """Joins two connected transports by taking over their protocols.
+
+    `on_end` is called once, when both sides are closed. A side's end is passed on as an end of
+    writing; the other direction stays open until it ends as well. `up` and `down` count bytes
+    from the client and to it.
+    """
+
+    def __init__(
+        self,
+        client: asyncio.Transport,
+        upstream: asyncio.Transport,
+        on_end: Callable[["Tunnel"], None],
+    ) -> None:
+        self._on_end = on_end
+        self._client = _Side(self, client)
+        self._upstream = _Side(self, upstream)
+        self._client.peer, self._upstream.peer = self._upstream, self._client
+        for side in (self._client, self._upstream):
+            side.transport.set_protocol(side)
+            if not side.transport.is_reading() and not side.transport.is_closing():
+                side.transport.resume_reading()
+
+    @property
+    def up(self) -> int:
+        return self._client.received
+
+    @property
+    def down(self) -> int:
+        return self._upstream.received
+
+    def send_early(self, to_upstream: bytes, to_client: bytes) -> None:
+        """What came before the tunnel stood goes first."""
+        if to_upstream:
+            self._client.data_received(to_upstream)
+        if to_client:
+            self._upstream.data_received(to_client)
+
+    def client_ended(self) -> None:
+        """The client had half-closed before the tunnel stood."""
+        self._client.eof_received()
+
+    def close(self) -> None:
+        """Flush and close both sides."""
+        self._client.transport.close()
+        self._upstream.transport.close()
+
+    def side_lost(self) -> None:
+        if self._client.lost and self._upstream.lost:
+            self._on_end(self)
+
+
+class _Side(asyncio.Protocol):
+    """One end: what it receives is written to its peer."""
+
+    peer: "_Side"
+
+    def __init__(self, tunnel: Tunnel, transport: asyncio.Transport) -> None:
+        self._tunnel = tunnel
+        self.transport = transport
+        self.received = 0
+        self.ended = False
+        self.lost = False
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        self.peer.transport.write(data)
+
+    def eof_received(self) -> bool:
+        if not self.ended:
+            self.ended = True
+            if self.peer.ended or self.peer.lost:
+                self._tunnel.close()
+            elif self.peer.transport.can_write_eof():
+                self.peer.transport.write_eof()
+        return True  # the other direction may still be in use
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        if exc is not None:
+            # a reset is not an orderly end: pass it on as one
+            self.peer.transport.abort()
+        else:
+            self.peer.transport.close()
+        self._tunnel.side_lost()
+
+    def pause_writing(self) -> None:
+        if not self.peer.lost and not self.peer.transport.is_closing():
+            self.peer.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if not self.peer.lost and not self.peer.transport.is_closing():
+            self.peer.transport.resume_reading()

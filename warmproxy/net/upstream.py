@@ -1,0 +1,151 @@
+"""One connection to an upstream: watched while idle, a source for its sink while active.
+
+Idle is an active state: the transport always reads, and whatever arrives ends the connection,
+each kind under its own name. Nothing that came while it was idle is ever handed on.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from urllib3.util.wait import wait_for_read
+
+from warmproxy.observe import CloseReason
+from warmproxy.origin import Origin
+
+WRITE_BUFFER = 256 * 1024
+"""Bytes queued for a slow reader before its source is paused."""
+
+TLS_ALERT_RECORD = 0x15  # RFC 8446, 5.1: content type 21
+
+
+class Sink(Protocol):
+    """Who holds the lease: gets what the upstream sends."""
+
+    def upstream_data(self, data: bytes) -> None: ...
+
+    def upstream_ended(self, *, reset: bool) -> None: ...
+
+    def upstream_writable(self, writable: bool) -> None:
+        """The upstream takes no more for now, or (True) again."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """Made by the dialer. `on_idle_end` hears why it ended while no lease held it; the holder of
+    a lease hears it as its sink and finds the reason in `ended`.
+    """
+
+    __slots__ = ("_sink", "_sock", "_transport", "ended", "on_idle_end", "origin", "peer")
+
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
+        self.peer = ""
+        self.ended: CloseReason | None = None
+        self.on_idle_end: Callable[[UpstreamConnection, CloseReason], None] | None = None
+        self._sink: Sink | None = None
+        self._transport: asyncio.Transport
+        self._sock: socket.socket
+
+    def __repr__(self) -> str:
+        state = self.ended or ("active" if self._sink else "idle")
+        return f"<UpstreamConnection {self.origin} {self.peer} {state}>"
+
+    # ── for the holder of the lease ──────────────────────────────────────────────────────────
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        return self._transport
+
+    def attach(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def detach(self) -> None:
+        """The lease is over. Reading goes on: a paused transport would never see the FIN."""
+        self._sink = None
+        if self.ended is None and not self._transport.is_reading():
+            self._transport.resume_reading()
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def pause_reading(self) -> None:
+        if self.ended is None:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.ended is None:
+            self._transport.resume_reading()
+
+    # ── for the pool's keeper ────────────────────────────────────────────────────────────────
+
+    def check(self) -> CloseReason | None:
+        """The liveness test at checkout: None if the connection can be used, else why not.
+
+        The loop may not have seen a FIN yet; readable means that something came for nobody.
+        A connection that fails is closed.
+        """
+        if self.ended is None and wait_for_read(self._sock, timeout=0):
+            self.ended = self._why_readable()
+            self._transport.abort()
+        return self.ended
+
+    def close(self) -> None:
+        """We end it. Nobody is told."""
+        self._sink = None
+        self.on_idle_end = None
+        self._transport.close()
+
+    def _why_readable(self) -> CloseReason:
+        # the loop's socket object cannot be read from: look through a second descriptor
+        with socket.socket(fileno=os.dup(self._sock.fileno())) as sock:
+            try:
+                data = sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except OSError:
+                return CloseReason.UPSTREAM_RESET
+        return self._classify(data) if data else CloseReason.UPSTREAM_EOF
+
+    def _classify(self, data: bytes) -> CloseReason:
+        if self.origin.scheme == "tcp" and data[0] == TLS_ALERT_RECORD:
+            return CloseReason.TLS_ALERT
+        return CloseReason.UNSOLICITED_DATA
+
+    def _end(self, reason: CloseReason) -> None:
+        if self.ended is not None:
+            return
+        self.ended = reason
+        if self._sink is not None:
+            self._sink.upstream_ended(reset=reason is CloseReason.UPSTREAM_RESET)
+        elif self.on_idle_end is not None:
+            self.on_idle_end(self, reason)
+
+    # ── asyncio.Protocol ─────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._sock = transport.get_extra_info("socket")
+        self.peer = transport.get_extra_info("peername")[0]
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
+
+    def data_received(self, data: bytes) -> None:
+        if self._sink is not None:
+            self._sink.upstream_data(data)
+        elif self.ended is None:
+            self._end(self._classify(data))
+            self._transport.abort()
+
+    def eof_received(self) -> bool | None:
+        self._end(CloseReason.UPSTREAM_EOF)
+        return None  # the transport closes itself: no CLOSE_WAIT
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(CloseReason.UPSTREAM_RESET if exc else CloseReason.UPSTREAM_EOF)
+
+    def pause_writing(self) -> None:
+        if self._sink is not None:
+            self._sink.upstream_writable(False)
+
+    def resume_writing(self) -> None:
+        if self._sink is not None:
+            self._sink.upstream_writable(True)

@@ -1,0 +1,441 @@
+"""The connections of one origin: a machine that is told facts and asked one question.
+
+            dial_started          dial_succeeded            acquire
+   (none) ───────────────> dialling ────────────> fresh, used ─────────> active
+                              │ dial_failed            │  ^── release ─────│
+                              v                        v closed            v discard
+                       (back-off)                    (gone)              (gone)
+
+A state is the shelf where a connection is; a connection is on exactly one. Rules:
+* Both idle shelves are last-in first-out: the newest are used, the oldest age out.
+* `plan` is level-triggered: the shortage is computed from what is, so that no lost event can lose
+  a refill, and asking twice gives the same answer.
+* A dial belongs to the pool. Waiters are served first come first served by whatever connection
+  comes first; one failed dial fails at most one waiter, the one that waited longest.
+* A release never evicts for surplus (that would cost one dial per request): surplus leaves by age.
+* Replace before retire: a connection that is due counts as missing, and goes when its successor
+  is there. One of each kind that is due by a *learned* limit stays behind as the canary, on no
+  shelf: its end says whether the limit is (still) true.
+Connections (`C`) and waiters (`W`) are opaque here; times are seconds of one monotonic clock.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from math import inf
+from typing import Generic, TypeVar
+
+from warmproxy.errors import DialError, LimitReached
+from warmproxy.observe import CloseReason, Observer, Outcome, Tally
+from warmproxy.origin import Origin
+from warmproxy.policy import retire
+from warmproxy.policy.backoff import Backoff, DialBudget
+from warmproxy.policy.learn import SHORTEST, IdleLimit
+from warmproxy.policy.retry import Prefer
+from warmproxy.policy.sizing import Sizing
+from warmproxy.settings import OriginSettings
+
+C = TypeVar("C")
+W = TypeVar("W")
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What the pool knows of one connection."""
+
+    opened: float
+    lifetime: float
+    cost: float
+    """Seconds that the dial took: what a hit saves, and about one round trip."""
+    since: float
+    """Idle or active since."""
+    used: bool = False
+
+
+@dataclass(slots=True)
+class _Waiter:
+    prefer: Prefer
+    since: float
+    dialled: bool
+    """No dial was under way for it: one is made because of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Generic[C]):
+    """What should be done now, and when to ask again (inf: not before something happens)."""
+
+    dials: int
+    evict: tuple[tuple[C, CloseReason], ...]
+    wake_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class LastClose:
+    reason: CloseReason
+    at: float
+    age: float
+    """Seconds the connection had been idle, or active, when it ended."""
+
+
+class OriginPool(Generic[C, W]):
+    """See the module. Facts are methods in the past tense or imperative; the question is `plan`."""
+
+    def __init__(
+        self,
+        origin: Origin,
+        settings: OriginSettings,
+        sizing: Sizing,
+        budget: DialBudget,
+        observer: Observer,
+        rng: Callable[[], float],
+        now: float,
+    ) -> None:
+        self.origin = origin
+        self.settings = settings
+        self.sizing = sizing
+        self.tally = Tally()
+        self.dialling = 0
+        self.last_close: LastClose | None = None
+        self.last_error: str | None = None
+        self.limits = {False: IdleLimit(), True: IdleLimit()}
+        """The learned idle limits, by `used`."""
+        self.dial_failures = Backoff(settings.backoff_max, rng)
+        self.churn = Backoff(settings.backoff_max, rng)
+        """Connections that died right after they were opened."""
+        self._budget = budget
+        self._observer = observer
+        self._rng = rng
+        self._fresh: OrderedDict[C, _Entry] = OrderedDict()
+        self._used: OrderedDict[C, _Entry] = OrderedDict()
+        self._active: dict[C, _Entry] = {}
+        self._canaries: dict[C, _Entry] = {}
+        self._waiting: OrderedDict[W, _Waiter] = OrderedDict()
+        self._gaps: list[float] = []
+        self._check_at = inf
+        """No idle connection is due before this."""
+        self._due: dict[C, CloseReason] = {}
+        """Idle connections that are to be replaced, used ones first."""
+        self._stale: dict[C, CloseReason] = {}
+        """Fresh connections that go if they are surplus."""
+        self._accounted = now
+        self._rtt = 0.0
+
+    # ── what is ──────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def fresh(self) -> int:
+        return len(self._fresh)
+
+    @property
+    def used(self) -> int:
+        return len(self._used)
+
+    @property
+    def idle(self) -> int:
+        return len(self._fresh) + len(self._used)
+
+    @property
+    def active(self) -> int:
+        return len(self._active)
+
+    @property
+    def canaries(self) -> int:
+        return len(self._canaries)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def open(self) -> int:
+        """Connections that hold a descriptor, and dials that will."""
+        return self.idle + len(self._active) + len(self._canaries) + self.dialling
+
+    def connections(self) -> Iterator[C]:
+        """All of them, whatever their state."""
+        for shelf in (self._fresh, self._used, self._active, self._canaries):
+            yield from shelf
+
+    def oldest_age(self, now: float) -> float:
+        """Age in seconds of the oldest idle connection, 0 where there is none."""
+        shelves = (self._fresh, self._used)
+        return max((now - e.opened for shelf in shelves for e in shelf.values()), default=0.0)
+
+    def oldest_idle(self) -> C | None:
+        """What to give up first where descriptors are scarce."""
+        return next(chain(self._canaries, self._used, self._fresh), None)
+
+    def was_used(self, conn: C) -> bool:
+        """Whether a leased connection served a request before this lease."""
+        return self._active[conn].used
+
+    def is_let_go(self) -> bool:
+        """Whether nobody would miss this pool: no lease, no waiter, no dial."""
+        return not (self._active or self._waiting or self.dialling)
+
+    def __repr__(self) -> str:
+        return (
+            f"<OriginPool fresh={self.fresh} used={self.used} active={self.active}"
+            f" dialling={self.dialling} waiting={self.waiting}>"
+        )
+
+    # ── facts ────────────────────────────────────────────────────────────────────────────────
+
+    def acquire(
+        self, waiter: W, prefer: Prefer, now: float, alive: Callable[[C], CloseReason | None]
+    ) -> C | None:
+        """A connection for `waiter` at once, or None: then it waits in line.
+
+        `alive` is the liveness test: None for a connection that can be used, else why not (the
+        caller has closed it then). Raises LimitReached where the line is full.
+        """
+        self.account(now)
+        self.sizing.asked(now)
+        shelves = (self._used, self._fresh) if prefer is Prefer.USED else (self._fresh, self._used)
+        for shelf in shelves[:1] if prefer is Prefer.FRESH_ONLY else shelves:
+            while shelf:
+                conn, entry = shelf.popitem()
+                self._forget(conn)
+                dead = alive(conn)
+                if dead is None:
+                    return self._lease(
+                        conn, entry, Outcome.USED if entry.used else Outcome.FRESH, now
+                    )
+                self._gone(entry, dead, now)
+        if len(self._waiting) >= self.settings.max_waiting:
+            self.tally.acquires[Outcome.FAILED] += 1
+            raise LimitReached(
+                f"{len(self._waiting)} requests already wait for a connection (max_waiting)"
+            )
+        covered = self.dialling > len(self._waiting)
+        self._waiting[waiter] = _Waiter(prefer, now, not covered)
+        return None
+
+    def cancel(self, waiter: W) -> None:
+        """The waiter is gone or was told that it waits no longer; its dial stays with the pool."""
+        if self._waiting.pop(waiter, None) is not None:
+            self.tally.acquires[Outcome.FAILED] += 1
+
+    def release(self, conn: C, now: float) -> W | None:
+        """A lease ended and its connection can be used again: by the waiter returned, or idle."""
+        self.account(now)
+        entry = self._active.pop(conn)
+        entry.used = True
+        entry.since = now
+        self.churn.succeeded()
+        return self._offer(conn, entry, now, Outcome.WAITED)
+
+    def closed(self, conn: C, reason: CloseReason, now: float) -> None:
+        """A connection is gone: closed by them or by us, whichever shelf it was on."""
+        self.account(now)
+        self._forget(conn)
+        if (entry := self._active.pop(conn, None)) is not None:
+            entry.used = True
+            self._gone(entry, reason, now, was_idle=False)
+            return
+        entry = self._canaries.pop(conn, None)
+        if entry is None:
+            entry = self._fresh.pop(conn, None) or self._used.pop(conn)
+            if self.idle < self.sizing.target_idle(now):
+                self._gaps.append(now)
+        self._gone(entry, reason, now)
+
+    def evict(self, conn: C, reason: CloseReason, now: float) -> bool:
+        """Carry out one eviction of a plan: True if the connection is to be closed, False if it
+        stays open as the canary of its kind."""
+        entry = self._fresh.get(conn) or self._used.get(conn)
+        if (
+            reason is CloseReason.IDLE_LIMIT
+            and entry is not None
+            and self.limits[entry.used].seconds < inf
+            and not any(c.used == entry.used for c in self._canaries.values())
+        ):
+            self.account(now)
+            self._forget(conn)
+            del (self._used if entry.used else self._fresh)[conn]
+            self._canaries[conn] = entry
+            self._check_at = now
+            return False
+        self.closed(conn, reason, now)
+        return True
+
+    def dial_started(self, now: float) -> None:
+        self.dialling += 1
+        self._budget.charge(now)
+
+    def dial_succeeded(self, conn: C, cost: float, now: float) -> W | None:
+        """A connection is there, after `cost` seconds: for the waiter returned, or idle."""
+        self.account(now)
+        self.dialling -= 1
+        self.tally.dials["ok"] += 1
+        if failures := self.dial_failures.succeeded():
+            self._observer.dial_recovered(self.origin, failures)
+        self._rtt = min(self._rtt, cost) or cost
+        entry = _Entry(now, retire.lifetime(self.settings.max_age, self._rng), cost, now)
+        return self._offer(conn, entry, now, Outcome.DIALLED)
+
+    def dial_failed(self, error: DialError, now: float) -> W | None:
+        """No connection; the waiter returned, if any, is to be told so."""
+        self.account(now)
+        self.dialling -= 1
+        self.tally.dials[error.result] += 1
+        self.last_error = error.reason
+        failures = self.dial_failures
+        if failures.failed(now):
+            retry_in = failures.not_before - now
+            self._observer.dial_failed(self.origin, error, failures.failures, retry_in)
+        if len(self._waiting) <= self.dialling:
+            return None
+        waiter, _ = self._waiting.popitem(last=False)
+        self.tally.acquires[Outcome.FAILED] += 1
+        return waiter
+
+    def dial_cancelled(self) -> None:
+        """The daemon stops."""
+        self.dialling -= 1
+
+    # ── the question ─────────────────────────────────────────────────────────────────────────
+
+    def plan(self, now: float) -> Plan[C]:
+        """What should be done now. Changes nothing that another call would not change as well."""
+        self._judge_ages(now)
+        target = self.sizing.target_idle(now)
+        evict = self._evictions(target)
+        # the room that an eviction makes is there once it is carried out: a canary makes none
+        room = self.settings.max_connections - self.open
+        for_waiters = max(0, len(self._waiting) - self.dialling)
+        if for_waiters > room:
+            # only requests that will not take a used connection wait beside one: it makes room
+            gone = {conn for conn, _ in evict}
+            oldest = [conn for conn in self._used if conn not in gone][: for_waiters - max(0, room)]
+            evict += [(conn, CloseReason.SURPLUS) for conn in oldest]
+            room += len(oldest)
+        for_waiters = max(0, min(for_waiters, room))
+        refills, retry_at = self._refills(target, room - for_waiters, now)
+        wake_at = min(self._check_at, self.sizing.changes_at(now), retry_at)
+        return Plan(for_waiters + refills, tuple(evict), wake_at)
+
+    def account(self, now: float) -> None:
+        """Bring the sums over time (idle socket-seconds, seconds below target) up to `now`."""
+        passed, self._accounted = now - self._accounted, now
+        if passed > 0:
+            idle = len(self._fresh) + len(self._used)
+            self.tally.idle_socket_seconds += passed * idle
+            if idle < self.sizing.target_idle(now):
+                self.tally.below_target_seconds += passed
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────────
+
+    def _lease(self, conn: C, entry: _Entry, outcome: Outcome, now: float) -> C:
+        if now - entry.since >= SHORTEST:
+            self.churn.succeeded()
+        entry.since = now
+        self._active[conn] = entry
+        self.tally.acquires[outcome] += 1
+        if outcome is Outcome.FRESH or outcome is Outcome.USED:
+            self.tally.saved_seconds += entry.cost
+        return conn
+
+    def _offer(self, conn: C, entry: _Entry, now: float, outcome: Outcome) -> W | None:
+        """Give a connection to the first waiter that may have it, else put it on its shelf."""
+        for waiter, w in self._waiting.items():
+            if entry.used and w.prefer is Prefer.FRESH_ONLY:
+                continue
+            del self._waiting[waiter]
+            self.tally.acquire_wait.observe(now - w.since)
+            if outcome is Outcome.DIALLED and not w.dialled:
+                outcome = Outcome.WAITED
+            self._lease(conn, entry, outcome, now)
+            return waiter
+        (self._used if entry.used else self._fresh)[conn] = entry
+        at = min(self._due_of(entry).at, now + self.settings.idle_timeout)
+        self._check_at = min(self._check_at, at)
+        if self._gaps and not entry.used:
+            self.tally.redial_gap.observe(now - self._gaps.pop(0))
+        return None
+
+    def _gone(self, entry: _Entry, reason: CloseReason, now: float, was_idle: bool = True) -> None:
+        age = now - entry.since
+        self.last_close = LastClose(reason, now, age)
+        self.tally.closed[reason] += 1
+        if not entry.used:
+            self.tally.dials_wasted += 1
+        if reason in (CloseReason.UPSTREAM_EOF, CloseReason.UNSOLICITED_DATA) and was_idle:
+            self.limits[entry.used].closed(age)
+            self._check_at = now  # what is still idle may be due by the new limit
+        if not was_idle or entry.used or reason not in _THEIRS:
+            return
+        if age >= SHORTEST:
+            self.churn.succeeded()
+        elif self.churn.failed(now):
+            self._observer.churning(self.origin, self.churn.failures, self.churn.not_before - now)
+
+    def _due_of(self, entry: _Entry) -> retire.Due:
+        limit = self.limits[entry.used].safe(self._rtt)
+        if entry.used:
+            limit = min(limit, self.settings.idle_timeout)
+        return retire.due(entry.opened, entry.lifetime, entry.since, limit)
+
+    def _judge_ages(self, now: float) -> None:
+        """Find out which idle connections are due, at most once per moment at which one can be."""
+        if now < self._check_at:
+            return
+        check_at = inf
+        self._due.clear()
+        self._stale.clear()
+        for conn, entry in self._canaries.items():
+            limit = self.limits[entry.used]
+            if now - entry.since >= limit.probe_at:
+                limit.survived(now - entry.since)
+            if now >= entry.opened + entry.lifetime:
+                self._due[conn] = CloseReason.MAX_AGE
+            check_at = min(check_at, entry.since + limit.probe_at)
+        for shelf in (self._used, self._fresh):
+            for conn, entry in shelf.items():
+                due = self._due_of(entry)
+                stale_at = entry.since + self.settings.idle_timeout
+                if due.at <= now:
+                    self._due[conn] = due.reason
+                elif stale_at <= now:
+                    self._stale[conn] = CloseReason.SURPLUS
+                    check_at = min(check_at, due.at)
+                else:
+                    check_at = min(check_at, due.at, stale_at)
+        self._check_at = check_at
+
+    def _evictions(self, target: int) -> list[tuple[C, CloseReason]]:
+        """The due and the stale ones that are not needed to reach the target."""
+        surplus = self.idle - target
+        if surplus <= 0 or not (self._due or self._stale):
+            return []
+        return list(chain(self._due.items(), self._stale.items()))[:surplus]
+
+    def _forget(self, conn: C) -> None:
+        """The connection is no longer idle: what was judged of it holds no more."""
+        self._due.pop(conn, None)
+        self._stale.pop(conn, None)
+
+    def _refills(self, target: int, room: int, now: float) -> tuple[int, float]:
+        """Dials to reach the target, and when more of them may start."""
+        under_way = max(0, self.dialling - len(self._waiting))
+        shortage = min(target - (self.idle - len(self._due)) - under_way, room)
+        if shortage <= 0:
+            return 0, inf
+        not_before = max(self.dial_failures.not_before, self.churn.not_before)
+        if now < not_before:
+            return 0, not_before
+        if self.churn.failures and self._fresh:
+            proven_at = next(reversed(self._fresh.values())).since + SHORTEST
+            if now < proven_at:
+                return 0, proven_at
+            self.churn.succeeded()  # the probe has lived
+        if self.dial_failures.failures or self.churn.failures:
+            shortage = min(shortage, 1 - under_way)  # in doubt: a single probe
+        dials = max(0, min(shortage, self._budget.available(now)))
+        return dials, self._budget.next_at(now) if dials < shortage else inf
+
+
+_THEIRS = frozenset(
+    (CloseReason.UPSTREAM_EOF, CloseReason.UPSTREAM_RESET, CloseReason.UNSOLICITED_DATA)
+)

@@ -1,0 +1,512 @@
+"""The requests of one client connection, one after the other: events in, actions out.
+
+| state      | event                                        | next       | actions                 |
+|------------|----------------------------------------------|------------|-------------------------|
+| IDLE       | request head                                 | CONNECTING | Acquire                 |
+| IDLE       | malformed or denied head                     | CLOSED     | reply, CloseClient      |
+| CONNECTING | leased, a request                            | FORWARDING | ToUpstream head + body  |
+| CONNECTING | leased, CONNECT                              | TUNNEL     | ToClient 200, Splice    |
+| CONNECTING | lease_failed                                 | see below  | reply                   |
+| CONNECTING | client_eof                                   | CLOSED     | Cancel, reply, close    |
+| FORWARDING | request body                                 | same       | ToUpstream              |
+| FORWARDING | response bytes (no 1xx to HTTP/1.0)          | same       | ToClient                |
+| FORWARDING | 101 to an upgrade we passed on               | TUNNEL     | ToClient, Splice        |
+| FORWARDING | response done, request done                  | IDLE       | Release, next request   |
+| FORWARDING | response done, request not done              | CLOSED     | Release, close (linger) |
+| FORWARDING | upstream ended, no byte came, may_repeat     | CONNECTING | Release, Acquire        |
+| FORWARDING | upstream ended, no byte came, else           | see below  | Release, reply 502      |
+| FORWARDING | upstream ended inside the response           | CLOSED     | Release, close          |
+| any        | client_lost                                  | CLOSED     | Cancel or Release       |
+
+A reply of our own leaves the connection open (IDLE) where the request was whole and the client
+wants more, else closes it. Body bytes pass through `framing` uncopied. The driver (`net/client`)
+carries the actions out in order and keeps `wants_data` in mind when it reads.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from warmproxy.errors import (
+    BadRequest,
+    BadResponse,
+    ClientLeft,
+    LoopDetected,
+    ResponseTimeout,
+    UpstreamGone,
+    WarmproxyError,
+)
+from warmproxy.origin import Origin
+from warmproxy.policy.access import Access
+from warmproxy.policy.retry import IDEMPOTENT, Prefer, may_repeat, preference
+from warmproxy.protocol.framing import Framing, FramingError, NoBody
+from warmproxy.protocol.headers import (
+    JudgedRequest,
+    JudgedResponse,
+    judge_request,
+    judge_response,
+    loops,
+    write_request,
+    write_response,
+)
+from warmproxy.protocol.heads import HeadBuffer, parse_request_head, parse_response_head
+from warmproxy.protocol.messages import (
+    Acquire,
+    Action,
+    Answered,
+    Cancel,
+    Close,
+    CloseClient,
+    Release,
+    RequestHead,
+    ResponseHead,
+    Retried,
+    Splice,
+    ToClient,
+    ToUpstream,
+)
+from warmproxy.protocol.replies import CONNECTED, reply
+from warmproxy.protocol.target import Route, Tunnel, parse_target
+
+INTERIM_LIMIT = 100
+"""1xx responses that one request may get before the upstream counts as broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What is the same for all exchanges of this daemon."""
+
+    access: Access
+    max_head: int
+    max_buffer: int
+    pseudonym: bytes
+    """Our name in Via: unlike any other proxy's, so that loops are seen."""
+    date: Callable[[], bytes]
+    """The current Date field value."""
+
+
+class State(Enum):
+    IDLE = auto()
+    CONNECTING = auto()
+    FORWARDING = auto()
+    TUNNEL = auto()
+    CLOSED = auto()
+
+
+class Exchange:
+    """See the module. Each event returns the actions to carry out, in their order."""
+
+    __slots__ = (
+        "_ahead",
+        "_body",
+        "_client_ended",
+        "_draining",
+        "_head_out",
+        "_held",
+        "_held_size",
+        "_input",
+        "_interims",
+        "_judged",
+        "_keep_alive",
+        "_out",
+        "_request",
+        "_responding",
+        "_response",
+        "_response_body",
+        "_response_heads",
+        "_route",
+        "_status",
+        "_terms",
+        "_tries",
+        "_upstream_spoke",
+        "_was_used",
+        "client_address",
+        "state",
+    )
+
+    def __init__(self, terms: Terms, client_address: str) -> None:
+        self._terms = terms
+        self.client_address = client_address
+        self.state = State.IDLE
+        self._input = HeadBuffer(terms.max_head, BadRequest)
+        self._ahead = b""
+        """Received beyond the current request: pipelined ones, or what a tunnel's client sent
+        before our 200."""
+        self._client_ended = False
+        self._draining = False
+        self._out: list[Action] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self._request: RequestHead | None = None
+        self._judged: JudgedRequest | None = None
+        self._route: Route | None = None
+        self._body: Framing = NoBody()
+        self._head_out = b""
+        self._held: list[bytes] | None = []
+        """The body as sent so far, while a second try may need it; None when it grew too long."""
+        self._held_size = 0
+        self._tries = 0
+        self._was_used = False
+        self._upstream_spoke = False
+        self._interims = 0
+        self._response: JudgedResponse | None = None
+        self._response_heads: HeadBuffer | None = None
+        self._response_body: Framing = NoBody()
+        self._responding = False
+        """The client got something of the final response."""
+        self._keep_alive = False
+        self._status = 0
+
+    # ── what is ──────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def origin(self) -> Origin | None:
+        return self._route.origin if self._route else None
+
+    @property
+    def client_ended(self) -> bool:
+        """The client has half-closed."""
+        return self._client_ended
+
+    @property
+    def wants_data(self) -> bool:
+        """Whether the driver should read from the client: the buffers have room."""
+        if self.state is State.CONNECTING:
+            return self._held_size + len(self._ahead) < self._terms.max_buffer
+        return len(self._ahead) < self._terms.max_buffer
+
+    @property
+    def awaits_response(self) -> bool:
+        """The whole request was sent and not one byte came back."""
+        return self.state is State.FORWARDING and self._body.done and not self._upstream_spoke
+
+    @property
+    def awaits_head(self) -> bool:
+        """A request's head has begun and is not complete."""
+        return self.state is State.IDLE and self._input.pending
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.state.name} {self.client_address} {self.origin}>"
+
+    # ── events from the client ───────────────────────────────────────────────────────────────
+
+    def client_data(self, data: bytes) -> list[Action]:
+        if self.state is State.IDLE:
+            self._next_request(data)
+        elif self.state is State.CONNECTING or self.state is State.FORWARDING:
+            self._request_body(data)
+        return self._take()
+
+    def client_eof(self) -> list[Action]:
+        """The client sends no more; it may still read."""
+        self._client_ended = True
+        if self.state is State.IDLE:
+            self._close(Close.FLUSH)
+        elif self.state is State.CONNECTING:
+            self._out.append(Cancel())
+            reason = "the client stopped sending while its request waited: nothing was forwarded"
+            self._answer(ClientLeft(reason))
+        elif self.state is State.FORWARDING and not self._body.done:
+            # a request cut short must not look whole to the upstream
+            self._out.append(Release(reusable=False))
+            self._close(Close.FLUSH)
+        return self._take()
+
+    def client_lost(self) -> list[Action]:
+        """The client's connection is gone."""
+        if self.state is State.CONNECTING:
+            self._out.append(Cancel())
+        elif self.state is State.FORWARDING:
+            self._out.append(Release(reusable=False))
+        self.state = State.CLOSED
+        return self._take()
+
+    def drain(self) -> list[Action]:
+        """The daemon stops: the exchange in flight, if any, is this connection's last."""
+        self._draining = True
+        if self.state is State.IDLE and not self._input.pending:
+            self._close(Close.FLUSH)
+        return self._take()
+
+    # ── events from the pool ─────────────────────────────────────────────────────────────────
+
+    def leased(self, was_used: bool) -> list[Action]:
+        """The connection that Acquire asked for; `was_used`: it served a request before."""
+        assert self.state is State.CONNECTING
+        self._was_used = was_used
+        self._tries += 1
+        if isinstance(self._route, Tunnel):
+            self.state = State.TUNNEL
+            early, self._ahead = self._ahead, b""
+            self._out += (
+                ToClient(CONNECTED),
+                Answered(b"CONNECT", self._route.origin, 200, None),
+                Splice(early, b""),
+            )
+        else:
+            self.state = State.FORWARDING
+            self._response_heads = HeadBuffer(self._terms.max_head, BadResponse)
+            self._out.append(ToUpstream(b"".join((self._head_out, *(self._held or ())))))
+            self._stop_holding()
+        return self._take()
+
+    def lease_failed(self, error: WarmproxyError) -> list[Action]:
+        assert self.state is State.CONNECTING
+        self._answer(error)
+        return self._take()
+
+    # ── events from the upstream ─────────────────────────────────────────────────────────────
+
+    def upstream_data(self, data: bytes) -> list[Action]:
+        if self.state is not State.FORWARDING:
+            return self._take()
+        self._upstream_spoke = True
+        try:
+            if self._response is None:
+                self._response_head(data)
+            else:
+                self._response_bytes(b"", data)
+        except (BadResponse, FramingError) as error:
+            self._broken_response(error)
+        return self._take()
+
+    def upstream_ended(self, *, reset: bool) -> list[Action]:
+        """The upstream closed (`reset`: by RST, so that bytes may be missing)."""
+        if self.state is not State.FORWARDING:
+            return self._take()
+        if self._response is not None:
+            if not reset and self._response_body.ended():
+                self._response_done(reusable=False)
+            else:
+                self._out.append(Release(reusable=False))
+                self._close(Close.ABORT if self._ends_by_close() else Close.FLUSH)
+            return self._take()
+        assert self._request is not None
+        self._out.append(Release(reusable=False))
+        if may_repeat(
+            self._request.method,
+            was_used=self._was_used,
+            answered=self._upstream_spoke,
+            replayable=self._held is not None,
+            tries=self._tries,
+        ):
+            assert self._route is not None
+            self.state = State.CONNECTING
+            self._out += (Retried(), Acquire(self._route.origin, Prefer.FRESH_ONLY))
+        else:
+            how = "reset the connection" if reset else "closed the connection"
+            when = "inside a response's head" if self._upstream_spoke else "before it answered"
+            self._answer(UpstreamGone(f"{self.origin} {how} {when}"))
+        return self._take()
+
+    def response_timed_out(self) -> list[Action]:
+        """The upstream has been silent for response_timeout."""
+        if self.awaits_response:
+            self._out.append(Release(reusable=False))
+            self._answer(ResponseTimeout(f"{self.origin} did not begin to answer in time"))
+        return self._take()
+
+    # ── the request's side ───────────────────────────────────────────────────────────────────
+
+    def _next_request(self, data: bytes) -> None:
+        self._reset()
+        try:
+            found = self._input.feed(data)
+            if found is not None:
+                block, rest = found
+                self._begin(parse_request_head(block), rest)
+        except WarmproxyError as error:
+            self._answer(error)
+
+    def _begin(self, head: RequestHead, rest: bytes) -> None:
+        self._request = head
+        terms = self._terms
+        route = parse_target(head.method, head.target)
+        judged = judge_request(head)
+        terms.access.check_client(self.client_address)
+        self._judged = judged
+        self._body = judged.body
+        terms.access.check_credentials(judged.proxy_authorization)
+        if loops(judged, terms.pseudonym):
+            raise LoopDetected("this request has already been through this proxy")
+        self._route = route
+        self.state = State.CONNECTING
+        if isinstance(route, Tunnel):
+            self._ahead = rest
+            self._out.append(Acquire(route.origin, Prefer.FRESH_ONLY))
+            return
+        self._head_out = write_request(
+            head.method, route.target, route.host, judged, terms.pseudonym
+        )
+        if rest:
+            self._request_body(rest)
+        if self.state is State.CONNECTING:  # the body's first bytes were no reason to refuse
+            self._out.append(Acquire(route.origin, preference(head.method)))
+
+    def _request_body(self, data: bytes) -> None:
+        """Bytes from the client while an exchange is on: its body, or what comes after it."""
+        if isinstance(self._route, Tunnel) or self._body.done:
+            self._ahead += data
+            return
+        try:
+            mine, rest = self._body.feed(data)
+        except FramingError as error:
+            waiting = self.state is State.CONNECTING
+            self._out.append(Cancel() if waiting else Release(reusable=False))
+            if self._response is None:
+                self._answer(BadRequest(f"the request's body: {error}"))
+            else:
+                self._close(Close.FLUSH)
+            return
+        if rest:
+            self._ahead += rest
+        if not mine:
+            return
+        if self._held is not None:
+            self._held.append(mine)
+            self._held_size += len(mine)
+        if self.state is State.FORWARDING:
+            self._stop_holding()
+            self._out.append(ToUpstream(mine))
+
+    def _stop_holding(self) -> None:
+        """Forget the sent body where no second try can come or it is too long to keep."""
+        assert self._request is not None
+        if self._held_size > self._terms.max_buffer or self._request.method not in IDEMPOTENT:
+            self._held = None
+            self._held_size = 0
+
+    # ── the response's side ──────────────────────────────────────────────────────────────────
+
+    def _response_head(self, data: bytes) -> None:
+        assert self._request is not None
+        assert self._response_heads is not None
+        while (found := self._response_heads.feed(data)) is not None:
+            block, data = found
+            head = parse_response_head(block)
+            client_10 = self._request.version == b"1.0"
+            judged = judge_response(head, self._request.method, decode=client_10)
+            if judged.interim:
+                self._interims += 1
+                if self._interims > INTERIM_LIMIT:
+                    raise BadResponse(f"more than {INTERIM_LIMIT} interim responses")
+                if not client_10:
+                    self._out.append(ToClient(self._write(head, judged, True)))
+            elif head.status == 101:
+                self._switch(head, judged, data)
+                return
+            else:
+                self._response = judged
+                self._response_body = judged.body
+                self._status = head.status
+                # an upstream that closes with the upload under way wants no more of it
+                going_on = self._body.done or judged.reusable
+                self._keep_alive = going_on and not judged.until_close and not self._is_last()
+                self._response_bytes(self._write(head, judged, self._keep_alive), data)
+                return
+
+    def _response_bytes(self, head: bytes, data: bytes) -> None:
+        response = self._response
+        assert response is not None
+        mine, rest = self._response_body.feed(data)
+        if head or mine:
+            self._responding = True
+            self._out.append(ToClient(head + mine if head else mine))
+        if self._response_body.done:
+            # what follows a complete response belongs to no request (RFC 9112, 6.3)
+            self._response_done(reusable=response.reusable and not rest)
+
+    def _response_done(self, *, reusable: bool) -> None:
+        request_done = self._body.done
+        self._out.append(Release(reusable and request_done))
+        self._answered(self._status, None)
+        if not request_done:
+            self._close(Close.LINGER)
+        elif self._keep_alive and not self._is_last():
+            self.state = State.IDLE
+        else:
+            self._close(Close.FLUSH)
+
+    def _switch(self, head: ResponseHead, judged: JudgedResponse, rest: bytes) -> None:
+        """101: from here on both sides speak another protocol."""
+        assert self._judged is not None
+        if self._judged.upgrade is None or not self._body.done:
+            raise BadResponse("the upstream switched protocols without being asked to")
+        self.state = State.TUNNEL
+        early, self._ahead = self._ahead, b""
+        self._out.append(ToClient(self._write(head, judged, True)))
+        self._answered(101, None)
+        self._out.append(Splice(early, rest))
+
+    def _broken_response(self, error: BadResponse | FramingError) -> None:
+        self._out.append(Release(reusable=False))
+        if self._responding:
+            self._close(Close.ABORT if self._ends_by_close() else Close.FLUSH)
+        elif isinstance(error, BadResponse):
+            self._answer(error)
+        else:
+            self._answer(BadResponse(f"{self.origin} sent a broken body: {error}"))
+
+    def _ends_by_close(self) -> bool:
+        """The client tells the end of this response by the end of its connection only."""
+        assert self._request is not None
+        assert self._response is not None
+        return self._response.until_close or (
+            self._response.chunked and self._request.version == b"1.0"
+        )
+
+    def _write(self, head: ResponseHead, judged: JudgedResponse, keep_alive: bool) -> bytes:
+        assert self._request is not None
+        return write_response(
+            head,
+            judged,
+            via=self._terms.pseudonym,
+            date=self._terms.date(),
+            keep_alive=keep_alive,
+            client_10=self._request.version == b"1.0",
+        )
+
+    # ── our own answers, and the end ─────────────────────────────────────────────────────────
+
+    def _answer(self, error: WarmproxyError) -> None:
+        """Answer by ourselves, and go on with the connection where that is safe."""
+        request, judged = self._request, self._judged
+        go_on = (
+            judged is not None
+            and judged.keep_alive
+            and self._body.done
+            and not isinstance(error, BadRequest)
+            and not self._is_last()
+            # what came after a refused CONNECT was meant for a tunnel
+            and not (request is not None and request.method == b"CONNECT" and self._ahead)
+        )
+        head_only = request is not None and request.method == b"HEAD"
+        date = self._terms.date()
+        self._out.append(ToClient(reply(error, close=not go_on, head_only=head_only, date=date)))
+        self._answered(error.status, error)
+        if go_on:
+            self.state = State.IDLE
+        else:
+            self._close(Close.LINGER)
+
+    def _answered(self, status: int, error: WarmproxyError | None) -> None:
+        method = self._request.method if self._request else b"-"
+        self._out.append(Answered(method, self.origin, status, error))
+
+    def _is_last(self) -> bool:
+        """This exchange is the last of its connection."""
+        wanted = self._judged is not None and self._judged.keep_alive
+        return not wanted or self._draining or self._client_ended
+
+    def _close(self, how: Close) -> None:
+        self.state = State.CLOSED
+        self._out.append(CloseClient(how))
+
+    def _take(self) -> list[Action]:
+        """The actions so far; first begin what was pipelined, if its turn has come."""
+        while self._ahead and self.state is State.IDLE:
+            ahead, self._ahead = self._ahead, b""
+            self._next_request(ahead)
+        out, self._out = self._out, []
+        return out

@@ -1,0 +1,449 @@
+"""What a head's fields mean to a proxy, and how a head is written.
+
+A head is judged once, in one pass over its fields: those that are between us and one neighbour
+(hop-by-hop, routing and framing) are taken out and understood, all others stay as they are and in
+order. A head is never sent on as received: it is written from what was judged, with framing,
+Connection and Via of our own.
+
+| what is ambiguous                           | RFC 9112 | request    | response           |
+|---------------------------------------------|----------|------------|--------------------|
+| Transfer-Encoding and Content-Length        | 6.3      | 400        | 502                |
+| Transfer-Encoding in HTTP/1.0               | 6.1      | 400        | 502                |
+| last transfer coding is not chunked         | 6.3      | 400        | 502                |
+| a transfer coding besides chunked           | 6.1      | 501        | 502                |
+| Content-Length differs or is malformed      | 6.3      | 400        | 502                |
+| Content-Length repeated, equal              | 6.3      | 400        | collapsed into one |
+| Host missing (1.1), repeated or malformed   | 3.2      | 400        |                    |
+| CONNECT with a body                         | 9110 9.3.6 | 400      |                    |
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from warmproxy.errors import BadRequest, BadResponse
+from warmproxy.protocol.framing import (
+    HOP_BY_HOP,
+    MAX_LENGTH,
+    Chunked,
+    Framing,
+    Length,
+    NoBody,
+    UntilClose,
+)
+from warmproxy.protocol.messages import Field, RequestHead, ResponseHead
+
+MAX_FIELDS = 1000
+"""Field lines of a head."""
+
+# Fields that the pass over a head stops at; all others are kept without a further look.
+_REQUEST_FIELDS = HOP_BY_HOP | {
+    b"content-length",
+    b"expect",
+    b"host",
+    b"max-forwards",
+    b"proxy-authorization",
+    b"via",
+}
+_RESPONSE_FIELDS = HOP_BY_HOP | {
+    b"content-length",
+    b"date",
+    b"proxy-authenticate",
+    b"via",
+    b"www-authenticate",
+}
+
+# Connection options that name nothing which the pass has not taken out already.
+_USUAL_OPTIONS = HOP_BY_HOP | {b"close"}
+
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]++\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*+)(?::[0-9]*+)?+")
+_TIMEOUT = re.compile(rb"(?i:timeout)[ \t]*+=[ \t]*+\"?+([0-9]{1,9}+)(?![0-9])")
+_CONNECTION_AUTH = re.compile(rb"(?i)(?:^|,)[ \t]*+(?:NTLM|Negotiate)(?![!-+\--~])")
+
+_NO_OPTIONS: frozenset[bytes] = frozenset()
+_line = b": ".join
+
+
+@dataclass(slots=True)
+class JudgedRequest:
+    """A request head without what was only for us."""
+
+    version: bytes
+    """As received: b"1.1" or b"1.0"."""
+    fields: Sequence[Field]
+    """What goes on as it came, in order."""
+    body: Framing
+    content_length: bytes | None
+    chunked: bool
+    keep_alive: bool
+    """The client's connection may serve another request; never with HTTP/1.0 (RFC 9112, 9.3)."""
+    host: bytes
+    """Value of Host, b"" where HTTP/1.0 has none; the target's authority counts, not this."""
+    expect_continue: bool
+    upgrade: bytes | None
+    """Protocols the client would switch to."""
+    te_trailers: bool
+    """The client wants trailers (RFC 9110, 10.1.4)."""
+    via: Sequence[bytes]
+    max_forwards: int | None
+    """As received, for TRACE and OPTIONS; 0 means that we have to answer (RFC 9110, 7.6.2)."""
+    proxy_authorization: bytes | None
+
+
+@dataclass(slots=True)
+class JudgedResponse:
+    """A response head without what was only for us."""
+
+    fields: Sequence[Field]
+    """What goes on as it came, in order; Date and an existing Proxy-Status are among it."""
+    body: Framing
+    content_length: bytes | None
+    chunked: bool
+    until_close: bool
+    interim: bool
+    """1xx, but not 101: the final response is still to come."""
+    upgrade: bytes | None
+    """101: the protocol that is spoken from here on."""
+    offer: bytes | None
+    """426: the protocols that the upstream asks for (RFC 9110, 15.5.22)."""
+    reusable: bool
+    """The upstream's connection may serve another request once the body is complete."""
+    keep_alive_timeout: float | None
+    """Seconds for which the upstream says it keeps the connection idle."""
+    has_date: bool
+    connection_auth: bool
+    """NTLM or Negotiate are asked for: they authenticate the connection and not the request."""
+    via: Sequence[bytes]
+
+
+def judge_request(head: RequestHead) -> JudgedRequest:
+    """Raises BadRequest: see the table above, and 431 for more than MAX_FIELDS fields."""
+    if len(head.fields) > MAX_FIELDS:
+        raise BadRequest(f"more than {MAX_FIELDS} fields", status=431)
+    http_11 = head.version == b"1.1"
+    counts_hops = head.method in (b"TRACE", b"OPTIONS")
+    kept: list[Field] = []
+    options = _NO_OPTIONS
+    closes = False
+    host: bytes | None = None
+    length: bytes | None = None
+    codings: list[bytes] | None = None
+    expects = False
+    upgrades: list[bytes] | None = None
+    te_trailers = False
+    via: list[bytes] | None = None
+    max_forwards: int | None = None
+    proxy_authorization: bytes | None = None
+
+    for field in head.fields:
+        name = field[0].lower()
+        if name not in _REQUEST_FIELDS:
+            kept.append(field)
+            continue
+        value = field[1]
+        if name == b"host":
+            if host is not None:
+                raise BadRequest("more than one Host")
+            if not _HOST.fullmatch(value):
+                raise BadRequest("malformed Host")
+            host = value
+        elif name == b"connection":
+            options = options | _options(value) if options else _options(value)
+        elif name == b"proxy-connection":
+            closes = b"close" in _options(value)
+        elif name == b"content-length":
+            if length is not None:
+                raise BadRequest("more than one Content-Length")
+            if not _is_length(value):
+                raise BadRequest("malformed Content-Length")
+            length = value
+        elif name == b"transfer-encoding":
+            codings = (codings or []) + _list(value.lower())
+        elif name == b"via":
+            via = [*via, value] if via else [value]
+        elif name == b"te":
+            te_trailers = te_trailers or b"trailers" in _options(value)
+        elif name == b"upgrade":
+            upgrades = (upgrades or []) + _list(value)
+        elif name == b"expect":
+            kept.append(field)
+            expects = expects or value.lower() == b"100-continue"
+        elif name == b"proxy-authorization":
+            if proxy_authorization is not None:
+                raise BadRequest("more than one Proxy-Authorization")
+            proxy_authorization = value
+        elif name == b"max-forwards":
+            if not counts_hops:
+                kept.append(field)
+            elif max_forwards is not None or not value.isdigit() or len(value) > 9:
+                raise BadRequest("malformed Max-Forwards")
+            else:
+                max_forwards = int(value)
+        # Keep-Alive: nothing to learn from it
+
+    if host is None:
+        if http_11:
+            raise BadRequest("HTTP/1.1 needs a Host")
+        host = b""
+    if not options <= _USUAL_OPTIONS:
+        kept = _without(kept, options)
+        expects = expects and b"expect" not in options
+
+    body: Framing
+    if codings is not None:
+        _judge_request_codings(codings, http_11, length)
+        body = Chunked(options)
+    elif length is not None:
+        body = Length(int(length))
+    else:
+        body = NoBody()
+    if head.method == b"CONNECT" and not body.done:
+        raise BadRequest("CONNECT has no body")
+
+    return JudgedRequest(
+        head.version,
+        kept,
+        body,
+        length,
+        codings is not None,
+        http_11 and not closes and b"close" not in options,
+        host,
+        expects and http_11,
+        _upgrade(upgrades) if upgrades and http_11 and b"upgrade" in options else None,
+        te_trailers and http_11,
+        via or (),
+        max_forwards,
+        proxy_authorization,
+    )
+
+
+def write_request(
+    method: bytes, target: bytes, host: bytes, judged: JudgedRequest, via: bytes
+) -> bytes:
+    """The head for the upstream, in HTTP/1.1.
+
+    `target` is in origin-form (or `*`), `host` the authority that the client's target named, `via`
+    our pseudonym.
+    """
+    lines = [b"%b %b HTTP/1.1" % (method, target), b"Host: " + host]
+    lines += map(_line, judged.fields)
+    lines.append(_via(judged.via, judged.version, via))
+    if judged.chunked:
+        lines.append(b"Transfer-Encoding: chunked")
+    elif judged.content_length is not None:
+        lines.append(b"Content-Length: " + judged.content_length)
+    if judged.max_forwards is not None:
+        lines.append(b"Max-Forwards: %d" % max(0, judged.max_forwards - 1))
+    if judged.te_trailers:
+        lines.append(b"TE: trailers")
+    if judged.upgrade is not None:
+        lines.append(b"Upgrade: " + judged.upgrade)
+        lines.append(b"Connection: upgrade, TE" if judged.te_trailers else b"Connection: upgrade")
+    elif judged.te_trailers:
+        lines.append(b"Connection: TE")
+    lines += (b"", b"")
+    return b"\r\n".join(lines)
+
+
+def loops(judged: JudgedRequest, pseudonym: bytes) -> bool:
+    """Whether the request has been through the proxy called `pseudonym` (RFC 9110, 7.6.3)."""
+    for value in judged.via:
+        for entry in value.split(b","):
+            words = entry.split(None, 2)
+            if len(words) > 1 and words[1] == pseudonym:
+                return True
+    return False
+
+
+def judge_response(head: ResponseHead, method: bytes, *, decode: bool = False) -> JudgedResponse:
+    """`method` is the request's. `decode`: the client speaks HTTP/1.0, so its body is to come
+    without chunks. Raises BadResponse: see the table above.
+    """
+    if len(head.fields) > MAX_FIELDS:
+        raise BadResponse(f"more than {MAX_FIELDS} fields from the upstream")
+    status = head.status
+    http_11 = head.version == b"1.1"
+    kept: list[Field] = []
+    options = _NO_OPTIONS
+    length: bytes | None = None
+    codings: list[bytes] | None = None
+    upgrades: list[bytes] | None = None
+    timeout: float | None = None
+    has_date = False
+    connection_auth = False
+    via: list[bytes] | None = None
+
+    for field in head.fields:
+        name = field[0].lower()
+        if name not in _RESPONSE_FIELDS:
+            kept.append(field)
+            continue
+        value = field[1]
+        if name == b"date":
+            has_date = True
+            kept.append(field)
+        elif name == b"connection":
+            options = options | _options(value) if options else _options(value)
+        elif name == b"content-length":
+            length = _same_length(value, length)
+        elif name == b"transfer-encoding":
+            codings = (codings or []) + _list(value.lower())
+        elif name == b"keep-alive":
+            found = _TIMEOUT.search(value)
+            timeout = float(found[1]) if found else timeout
+        elif name == b"via":
+            via = [*via, value] if via else [value]
+        elif name in (b"www-authenticate", b"proxy-authenticate"):
+            connection_auth = connection_auth or _CONNECTION_AUTH.search(value) is not None
+            kept.append(field)
+        elif name == b"upgrade":
+            upgrades = (upgrades or []) + _list(value)
+        # Proxy-Connection and TE: nothing to learn from them
+
+    if not options <= _USUAL_OPTIONS:
+        kept = _without(kept, options)
+        has_date = has_date and b"date" not in options
+    if codings is not None:
+        _judge_response_codings(codings, http_11, length)
+
+    chunked = until_close = False
+    clean = True
+    body: Framing
+    if status < 200 or status == 204 or (method == b"CONNECT" and status < 300):
+        # nothing about a body may be said here, nothing that is said counts (RFC 9112, 6.3)
+        body = NoBody()
+        clean = codings is None and length in (None, b"0")
+        length = None
+    elif method == b"HEAD" or status == 304:
+        body = NoBody()
+    elif codings is not None:
+        body = Chunked(options, decode)
+        chunked = True
+    elif length is not None:
+        body = Length(int(length))
+    else:
+        body = UntilClose()
+        until_close = True
+
+    if status == 101 and not upgrades:
+        raise BadResponse("the upstream switches protocols without a name for the new one")
+    keeps = b"close" not in options if http_11 else b"keep-alive" in options
+    return JudgedResponse(
+        kept,
+        body,
+        length,
+        chunked,
+        until_close,
+        status < 200 and status != 101,
+        b", ".join(upgrades) if upgrades and status == 101 else None,
+        b", ".join(upgrades) if upgrades and status == 426 else None,
+        keeps and clean and not until_close and status != 101,
+        timeout,
+        has_date,
+        connection_auth,
+        via or (),
+    )
+
+
+def write_response(
+    head: ResponseHead,
+    judged: JudgedResponse,
+    *,
+    via: bytes,
+    date: bytes,
+    keep_alive: bool,
+    client_10: bool,
+) -> bytes:
+    """The head for the client, in HTTP/1.1.
+
+    `via` is our pseudonym, `date` now as the value of a Date field. `keep_alive`: the client's
+    connection stays open after this response; it cannot after a body without a length of its own.
+    """
+    lines = [b"HTTP/1.1 %d %b" % (head.status, head.reason)]
+    lines += map(_line, judged.fields)
+    if not judged.has_date and head.status >= 200:
+        lines.append(b"Date: " + date)
+    lines.append(_via(judged.via, head.version, via))
+    if judged.content_length is not None:
+        lines.append(b"Content-Length: " + judged.content_length)
+    elif judged.chunked and not client_10:
+        lines.append(b"Transfer-Encoding: chunked")
+    protocols = judged.upgrade or judged.offer
+    closes = not keep_alive and head.status >= 200
+    if protocols is not None:
+        lines.append(b"Upgrade: " + protocols)
+        lines.append(b"Connection: close, upgrade" if closes else b"Connection: upgrade")
+    elif closes:
+        lines.append(b"Connection: close")
+    lines += (b"", b"")
+    return b"\r\n".join(lines)
+
+
+def _judge_request_codings(codings: list[bytes], http_11: bool, length: bytes | None) -> None:
+    if not http_11:
+        raise BadRequest("Transfer-Encoding in HTTP/1.0")
+    if length is not None:
+        raise BadRequest("Transfer-Encoding and Content-Length in one request")
+    if codings == [b"chunked"]:
+        return
+    if not codings or codings[-1] != b"chunked":
+        raise BadRequest("the last transfer coding is not chunked")
+    if b"chunked" in codings[:-1]:
+        raise BadRequest("chunked more than once")
+    raise BadRequest("only chunked is known as a transfer coding", status=501)
+
+
+def _judge_response_codings(codings: list[bytes], http_11: bool, length: bytes | None) -> None:
+    if not http_11:
+        raise BadResponse("Transfer-Encoding in an HTTP/1.0 response")
+    if length is not None:
+        raise BadResponse("Transfer-Encoding and Content-Length in one response")
+    # TE asked for no other coding, so none was to be used
+    if codings != [b"chunked"]:
+        raise BadResponse("the upstream used a transfer coding other than chunked")
+
+
+def _same_length(value: bytes, before: bytes | None) -> bytes:
+    """A response's Content-Length; more than one has to be the same (RFC 9112, 6.3)."""
+    for length in value.split(b","):
+        length = length.strip(b" \t")
+        if not _is_length(length):
+            raise BadResponse("malformed Content-Length from the upstream")
+        if before is not None and length != before:
+            raise BadResponse("more than one Content-Length from the upstream")
+        before = length
+    assert before is not None
+    return before
+
+
+def _is_length(value: bytes) -> bool:
+    return value.isdigit() and len(value) <= 19 and int(value) <= MAX_LENGTH
+
+
+def _list(value: bytes) -> list[bytes]:
+    """The members of a comma-separated list; empty ones do not count (RFC 9110, 5.6.1)."""
+    return [member for part in value.split(b",") if (member := part.strip(b" \t"))]
+
+
+@lru_cache(maxsize=1024)
+def _options(value: bytes) -> frozenset[bytes]:
+    """The members of a Connection field and the like, in lower case. There are few such values."""
+    return frozenset(_list(value.lower()))
+
+
+def _without(fields: list[Field], names: frozenset[bytes]) -> list[Field]:
+    return [field for field in fields if field[0].lower() not in names]
+
+
+def _upgrade(protocols: list[bytes]) -> bytes | None:
+    """What may be asked for in our name.
+
+    Not h2c: its settings are in a field that ends here, and RFC 9113, 3.1 gave it up.
+    """
+    return b", ".join(name for name in protocols if name.lower() != b"h2c") or None
+
+
+def _via(received: Sequence[bytes], version: bytes, pseudonym: bytes) -> bytes:
+    ours = b"%b %b" % (version, pseudonym)
+    return b"Via: " + (b", ".join([*received, ours]) if received else ours)

@@ -1,0 +1,145 @@
+"""Where a request is to go: the four forms of a request-target (RFC 9112, 3.2).
+
+| form                    | method         | answer                                        |
+|-------------------------|----------------|-----------------------------------------------|
+| http://host/path, ws:// | any but CONNECT| Forward                                       |
+| https://, wss://        | any but CONNECT| 501: CONNECT is for these                     |
+| host:port               | CONNECT        | Tunnel                                        |
+| /path, *                | any            | 400: meant for a web server; how to set us up |
+
+Path and query go on as they came. This is urllib3's door for `parse_url`, which takes apart every
+authority that is not a plain name with or without a port.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
+
+from warmproxy.errors import BadRequest
+from warmproxy.origin import DEFAULT_PORTS, Origin, normalise_host, origin
+
+# ws:// is plain HTTP until its upgrade (RFC 6455, 3)
+_PLAIN = frozenset({b"http", b"ws"})
+_SECURE = frozenset({b"https", b"wss"})
+
+_FAST = re.compile(rb"http://([A-Za-z0-9._-]++(?::[0-9]{1,5}+)?+)(/[!\"$-~]*+)(?:#[!-~]*+)?+")
+_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*+)://([^/?#]*+)([^#]*+)(?:#.*+)?+")
+_VISIBLE = re.compile(rb"[!-~]++")
+_NAME_AND_PORT = re.compile(rb"([A-Za-z0-9._-]++)(?::([0-9]{1,5}+))?+")
+
+# What RFC 3986, 3.2 allows in an authority, without userinfo and percent-encoding.
+_AUTHORITY = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=:\[\]]++")
+
+_NOT_A_SERVER = (
+    "This is warmproxy, a forward proxy, and no web server: a client has to be told to use it. "
+    "Set http_proxy=http://HOST:PORT, or try curl -x http://HOST:PORT http://example.com/"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A request for `origin`."""
+
+    origin: Origin
+    target: bytes
+    """For the request line to the upstream: origin-form, or `*`."""
+    host: bytes
+    """For the Host field: the authority as the client wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A CONNECT to `origin`."""
+
+    origin: Origin
+
+
+Route = Forward | Tunnel
+
+
+def parse_target(method: bytes, target: bytes) -> Route:
+    """Where the request-target says that the request is to go.
+
+    Raises BadRequest: 400, or 501 for schemes that are not served.
+    """
+    if method == b"CONNECT":
+        return _tunnel(target)
+    fast = _FAST.fullmatch(target)
+    if fast is not None:
+        authority, path = fast.groups()
+        place, host = _place(authority)
+        return Forward(place, path, host)
+    if not _VISIBLE.fullmatch(target):
+        raise BadRequest("space, control character or non-ASCII byte in the request-target")
+    if target == b"*" or target.startswith(b"/"):
+        raise BadRequest(_NOT_A_SERVER)
+    parts = _ABSOLUTE.fullmatch(target)
+    if parts is None:
+        raise BadRequest("the request-target has to be like http://host/path")
+    scheme, authority, path = parts.groups()
+    scheme = scheme.lower()
+    if scheme in _SECURE:
+        raise BadRequest(
+            "https goes through CONNECT here: set https_proxy=http://HOST:PORT too, so that the "
+            "client opens a tunnel",
+            status=501,
+        )
+    if scheme not in _PLAIN:
+        raise BadRequest("only http:// is served, and CONNECT for all else", status=501)
+    place, host = _place(authority)
+    if not path and method == b"OPTIONS":
+        path = b"*"  # RFC 9112, 3.2.4
+    elif not path.startswith(b"/"):
+        path = b"/" + path
+    return Forward(place, path, host)
+
+
+@lru_cache(maxsize=4096)
+def _place(authority: bytes) -> tuple[Origin, bytes]:
+    """The origin behind http://authority, and the very authority, to be shared."""
+    host, port = _host_and_port(authority)
+    return origin("http", host, DEFAULT_PORTS["http"] if port is None else port), authority
+
+
+@lru_cache(maxsize=4096)
+def _tunnel(authority: bytes) -> Tunnel:
+    host, port = _host_and_port(authority)
+    if port is None:
+        raise BadRequest("CONNECT needs host:port (RFC 9110, 9.3.6)")
+    return Tunnel(origin("tcp", host, port))
+
+
+def _host_and_port(authority: bytes) -> tuple[str, int | None]:
+    """The host, normalised, and the port if there is one. Raises BadRequest."""
+    port: int | None
+    plain = _NAME_AND_PORT.fullmatch(authority)
+    if plain is not None:
+        host = plain[1].decode("ascii")
+        port = int(plain[2]) if plain[2] is not None else None
+    else:
+        host, port = _odd_host_and_port(authority)
+    if port is not None and not 0 < port < 65536:
+        raise BadRequest("a port is a number from 1 to 65535")
+    try:
+        return normalise_host(host), port
+    except ValueError:
+        raise BadRequest("the target's host is no name or address") from None
+
+
+def _odd_host_and_port(authority: bytes) -> tuple[str, int | None]:
+    if b"@" in authority:
+        raise BadRequest("user and password do not belong into a target (RFC 9110, 4.2.4)")
+    if not _AUTHORITY.fullmatch(authority):
+        raise BadRequest("the target's host is missing or malformed")
+    if authority.endswith(b":"):
+        raise BadRequest("the target's port is empty")
+    try:
+        url = parse_url(f"http://{authority.decode('ascii')}/")
+    except LocationParseError:
+        raise BadRequest("the target's host or port is malformed") from None
+    if not url.host:
+        raise BadRequest("the target has no host")
+    return url.host, url.port

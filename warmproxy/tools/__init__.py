@@ -1,0 +1,1 @@
+"""Programs beside the daemon, each one file; they speak to it over its admin listener."""
