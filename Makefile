@@ -24,7 +24,7 @@ lint:
 
 bench:
 	./run setup
-	$(BIN)/python -m benchmarks.first_request $(ARGS)
+	$(BIN)/python benchmarks/first_request.py $(ARGS)
 
 # Keeps the versions that are locked where pyproject.toml still allows them; `make lock
 # UPGRADE=--upgrade` takes the newest. uv lives in a place of its own: nothing else needs it.

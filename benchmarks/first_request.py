@@ -14,10 +14,13 @@ pool, go through this cycle, staggered:
                     -> 50 requests -> quiet for 10-15 s -> burst ("after traffic") -> stop
 
 A burst is 1, 4 or 10 new client connections at once, each with one request. The quiet times of a
-cell are spread evenly over 10-15 s, hence over the origin's close cycle. Whatever uses the
-processor (a start, the 50 requests, a burst) waits for its turn: it never meets another daemon's
-burst. Cold is the same exchange without a proxy, in the same run, and so is the RTT, which is the
-time of a TCP handshake with the origin.
+cell are spread evenly over 10-15 s, hence over the origin's close cycle. Cold is the same exchange
+without a proxy, in the same run, and so is the RTT, the time of a TCP handshake with the origin.
+
+Whatever uses the processor (a start, the 50 requests, a burst) waits for its turn: it never meets
+another daemon's burst. A round in which other work held up the proxy, the client, the link or the
+origin for more than 1 ms (by the kernel's count, see rig/processor.py) gives no times and its
+cycle is repeated; whether its connections were open before, and its errors, count all the same.
 """
 
 import argparse
@@ -43,6 +46,7 @@ from pathlib import Path
 
 from rig import link
 from rig.client import Address, Answer, burst, get, through_proxy, through_tunnel
+from rig.processor import Watch
 
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
@@ -56,6 +60,8 @@ QUIET = 10.0  # then up to ORIGIN_IDLE more, so that a burst may meet any phase 
 BURSTS = (1, 4, 10)
 TRAFFIC = 50
 READY_WITHIN = 20.0
+DISTURBED = 0.001  # held up for longer by other work: the round's times say nothing
+REPEATS = 0.5  # of all cycles, because of disturbance; after that disturbed rounds count
 
 BAR_P50 = 1.05
 BAR_SLOWEST = 1.15
@@ -78,7 +84,12 @@ class Round:
     n: int
     quiet: float
     answers: list[Answer]
+    disturbance: float = 0.0
     pools: object = None  # the daemon's own view, asked afterwards if a request missed
+
+    @property
+    def disturbed(self) -> bool:
+        return self.disturbance > DISTURBED
 
     def missed(self, one_way: float) -> int:
         return sum(not opened_before(answer, one_way) for answer in self.answers)
@@ -101,6 +112,7 @@ class Cell:
     n: int
     rounds: int = 0
     requests: int = 0
+    disturbed: int = 0  # rounds that gave no times
     p50: float | None = None
     slowest: float | None = None
     opened_before: float = 0.0  # percent
@@ -122,12 +134,16 @@ class Cell:
         )
 
 
-def summarise(key: tuple[str, str, int], rounds: list[Round], rtt: float) -> Cell:
+def summarise(key: tuple[str, str, int], rounds: list[Round], rtt: float, enough: int) -> Cell:
     answers = [answer for r in rounds for answer in r.answers]
-    times = [answer.seconds / rtt for answer in answers if not answer.error]
     cell = Cell(*key, rounds=len(rounds), requests=len(answers))
     cell.errors = [answer.error for answer in answers if answer.error]
     cell.opened_before = 100 * sum(opened_before(a, rtt / 2) for a in answers) / len(answers)
+    timed = [r for r in rounds if not r.disturbed]
+    if len(timed) < enough:
+        timed = rounds
+    cell.disturbed = len(rounds) - len(timed)
+    times = [answer.seconds / rtt for r in timed for answer in r.answers if not answer.error]
     if times:
         cell.p50, cell.slowest = statistics.median(times), max(times)
     return cell
@@ -215,15 +231,19 @@ def warmproxy_command(python: str) -> str:
 class Bench:
     """One run: the lanes, the turn they take at the processor, and what was measured."""
 
-    def __init__(self, options: argparse.Namespace, cpus: tuple[int, int]) -> None:
+    def __init__(
+        self, options: argparse.Namespace, proxy_cpu: int, load_processes: list[int]
+    ) -> None:
         self.options = options
-        self.load_cpu, self.proxy_cpu = cpus
+        self.proxy_cpu = proxy_cpu
+        self.load_processes = load_processes
         self.turn = asyncio.Lock()
         self.rounds: list[Round] = []
         self.handshakes: list[float] = []
 
         combinations = list(itertools.product(KINDS, BURSTS))
         self.cycles = [c for _ in range(options.rounds) for c in combinations]
+        self.repeats_left = int(REPEATS * len(self.cycles))
         # evenly spread within each cell, in random order: few rounds still meet all phases
         self.quiet_times: dict[tuple[str, int, str], list[float]] = {}
         for kind, n in combinations:
@@ -244,9 +264,14 @@ class Bench:
 
     async def lane(self, number: int) -> None:
         while self.cycles:
-            await self.cycle(number, *self.cycles.pop())
+            kind, n = self.cycles.pop()
+            if not await self.cycle(number, kind, n) and self.repeats_left:
+                self.repeats_left -= 1
+                self.cycles.append((kind, n))
 
-    async def cycle(self, lane: int, kind: str, n: int) -> None:
+    async def cycle(self, lane: int, kind: str, n: int) -> bool:
+        """Both of a cycle's rounds; false if something disturbed one of them."""
+        undisturbed = True
         daemon = Daemon(self.options.command, lane, self.proxy_cpu, self.options.python)
         origin = daemon.plain if kind == "http" else daemon.tunnel
         requests = KINDS[kind](origin)
@@ -260,17 +285,24 @@ class Bench:
                         for _ in range(TRAFFIC // WARM):
                             burst(daemon.listen, requests, WARM)
                 quiet_since = time.monotonic()
-                await self.wait_for_moment(self.quiet_times[kind, n, state].pop(), origin)
+                quiet_times = self.quiet_times[kind, n, state]
+                await self.wait_for_moment(
+                    quiet_times.pop() if quiet_times else QUIET + ORIGIN_IDLE * random.random(),
+                    origin,
+                )
                 async with self.turn:
                     quiet = time.monotonic() - quiet_since
+                    watch = Watch([self.load_processes, [daemon.process.pid]])
                     answers = burst(daemon.listen, requests, n)
-                    done = Round(kind, state, n, quiet, answers)
+                    done = Round(kind, state, n, quiet, answers, watch.disturbance())
                     if done.missed(RTT / 2) and daemon.asks_readiness:
                         done.pools = daemon.pools()
                 self.rounds.append(done)
                 self.tell(done)
+                undisturbed &= not done.disturbed
         finally:
             daemon.stop()
+        return undisturbed
 
     async def wait_for_moment(self, quiet: float, origin: Address) -> None:
         """Be quiet; with --at-close, end it just when the origin closes a connection."""
@@ -293,7 +325,9 @@ class Bench:
                 async with self.turn:
                     for _ in range(3):
                         self.handshakes.append(handshake(origin))
-                    cold = Round("none", "cold", n, 0.0, burst(origin, [get(origin)], n))
+                    watch = Watch([self.load_processes])
+                    answers = burst(origin, [get(origin)], n)
+                    cold = Round("none", "cold", n, 0.0, answers, watch.disturbance())
                 self.rounds.append(cold)
                 await asyncio.sleep(self.options.cold_every)
 
@@ -302,7 +336,8 @@ class Bench:
         errors = {answer.error for answer in done.answers if answer.error}
         print(
             f"{done.kind:8} {done.state:14} burst {done.n:2}  quiet {done.quiet:5.2f} s"
-            f"  slowest {slowest:.2f} RTT  not open before: {done.missed(RTT / 2)}",
+            f"  slowest {slowest:.2f} RTT  not open before: {done.missed(RTT / 2)}"
+            f"  disturbed for {done.disturbance * 1000:.1f} ms",
             *errors,
             file=sys.stderr,
         )
@@ -314,7 +349,7 @@ class Bench:
             by_cell[r.kind, r.state, r.n].append(r)
         keys = [("none", "cold", n) for n in BURSTS]
         keys += itertools.product(KINDS, STATES, BURSTS)
-        return rtt, [summarise(key, by_cell[key], rtt) for key in keys]
+        return rtt, [summarise(key, by_cell[key], rtt, self.options.rounds) for key in keys]
 
 
 def handshake(address: Address) -> float:
@@ -326,7 +361,8 @@ def handshake(address: Address) -> float:
 
 def table(cells: Iterable[Cell]) -> str:
     lines = [
-        "| exchange | pools | burst | rounds | p50, RTT | slowest, RTT | opened before | bar |",
+        "| exchange | pools | burst | rounds (disturbed) | p50, RTT | slowest, RTT"
+        " | opened before | bar |",
         "|---|---|--:|--:|--:|--:|--:|---|",
     ]
     for cell in cells:
@@ -336,7 +372,8 @@ def table(cells: Iterable[Cell]) -> str:
             verdict += f", {len(cell.errors)} failed"
         times = [f"{t:.3f}" if t is not None else "none" for t in (cell.p50, cell.slowest)]
         opened = f"{cell.opened_before:.4g} %"
-        columns = [exchange, cell.state, cell.n, cell.rounds, *times, opened, verdict]
+        rounds = f"{cell.rounds} ({cell.disturbed})"
+        columns = [exchange, cell.state, cell.n, rounds, *times, opened, verdict]
         lines.append("| " + " | ".join(map(str, columns)) + " |")
     return "\n".join(lines)
 
@@ -429,7 +466,8 @@ def main() -> int:
     try:
         while burst((link.FAR, CONTROL_PORT), [get((link.FAR, CONTROL_PORT))], 1)[0].error:
             time.sleep(0.1)
-        bench = Bench(options, (load_cpu, proxy_cpu))
+        load_processes = [os.getpid(), *(process.pid for process in rig)]
+        bench = Bench(options, proxy_cpu, load_processes)
         asyncio.run(bench.run())
     except NotReady as error:
         print(error, file=sys.stderr)

@@ -268,6 +268,35 @@ def test_sigterm_before_the_service_listens_for_it_is_0(serve: Callable[..., int
     assert caught.value.code == 0
 
 
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_daemon_exits_with_0(stop: signal.Signals, tmp_path: Path) -> None:
+    args = ["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "warmproxy", *args],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if '"listening"' in line:
+                break
+        process.send_signal(stop)
+        rest = process.stderr.read()
+    assert process.returncode == 0
+    assert "Traceback" not in rest
+    assert json.loads(rest.splitlines()[-1])["event"] == "stopped"
+
+
+def test_a_port_in_use_is_one_line_and_1(admin: "Admin", tmp_path: Path) -> None:
+    done = warmproxy("run", "--listen", admin.address, "--admin", "", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("warmproxy: ")
+    assert admin.address in done.stderr
+
+
 # ── init ─────────────────────────────────────────────────────────────────────────────────────
 
 

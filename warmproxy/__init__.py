@@ -1,3 +1,40 @@
-"""warmproxy: a local forward proxy that hands out connections which are already open."""
+"""warmproxy: a local forward proxy that hands out upstream connections which are already open.
+
+This page is the map of the house.
+
+Floors. A module imports only from floors below its own, or from earlier modules of its folder:
+
+    cli, tools     arguments -> Settings -> service; programs beside the daemon
+    4  service     builds, listens, sweeps, drains; plugs everything together
+       admin       /metrics /healthz /readyz /pools
+       metrics     tallies -> Prometheus
+       log         one line per event
+    3  net         asyncio lives here: client, housekeeper, dialer, resolver, upstream, tunnel
+    2  pool        which connections there are and should be: OriginPool, Registry   (no HTTP)
+       protocol    bytes -> heads, framing, targets; Exchange: events in, actions out (no sockets)
+    1  policy      pure judgement: sizing, retire, learn, backoff, retry, access
+    0  settings, observe, errors, origin: the vocabulary
+
+Floors 0-2 know no loop, socket, clock or chance: time is an argument, randomness too.
+
+Words. A *client* asks, an *upstream* answers; an *origin* is what upstream sockets are
+interchangeable by, and has one *pool*. A connection is *dialled*, then *idle* (*fresh*: it never
+carried a request; *used*: it did) or *active* (leased). *Warm* is established and idle;
+*target_idle* is how many warm there should be. An acquire that is served at once is a *hit*, one
+that waits for a dial a *miss*. We *evict*, they *close*; to *retire* is to evict for age, after
+the successor is up. An *exchange* is one request and its response; a *tunnel* is CONNECT.
+
+One request. net/client reads bytes -> protocol/exchange parses, judges and routes them and asks to
+Acquire -> net/housekeeper takes an idle connection from the pool, tests that it lives, and hands
+out a Lease, all in one call stack (a hit) or later (a miss) -> the head and the body's first bytes
+go out in one write -> what comes back passes through the exchange to the client, each side paused
+while the other is slow -> both done: the lease is released, to the first waiter or to its shelf.
+
+One re-dial. The upstream closes an idle connection -> net/upstream hears it in the same turn of
+the loop, says why (end, reset, TLS alert, bytes that nobody asked for) and closes its side ->
+the pool notes the age, which teaches the upstream's idle limit -> `plan` computes what is missing
+-> the housekeeper dials, within the dial budget -> the new connection goes to a waiter or its
+shelf. Where the limit is known the successor is dialled before the old one goes.
+"""
 
 __version__ = "0.1.0"

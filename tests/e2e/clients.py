@@ -51,7 +51,7 @@ fetch(process.argv[1]).then((response) => response.text()).then((text) => consol
 NODE_HTTP = """
 const http = require('http'), https = require('https');
 const url = new URL(process.argv[1]), proxy = new URL(process.env.HTTP_PROXY);
-const show = (response) => response.pipe(process.stdout);
+const show = (response) => response.pipe(process.stdout, {end: false});
 if (url.protocol === 'http:') {
   http.get({host: proxy.hostname, port: proxy.port, path: url.href, headers: {Host: url.host}},
            show);
@@ -59,8 +59,9 @@ if (url.protocol === 'http:') {
   http.request({host: proxy.hostname, port: proxy.port, method: 'CONNECT', path: url.host})
     .on('connect', (response, socket) => {
       if (response.statusCode !== 200) throw new Error(`CONNECT: ${response.statusCode}`);
-      https.get({socket, agent: false, host: url.hostname, path: url.pathname}, (response) => {
-        show(response).on('unpipe', () => socket.end());
+      https.get(url, {socket, agent: false}, (response) => {
+        show(response);
+        response.on('end', () => socket.end());
       });
     }).end();
 }
@@ -74,8 +75,8 @@ class Job:
     url: str
     proxy: str
     ca: Path
-    ca_spki: str
-    """base64 of the SHA-256 of the authority's public key: what Chromium wants to trust"""
+    spki: str
+    """base64 of the SHA-256 of the origin's public key: what Chromium wants to trust"""
     home: Path
     undici: Callable[[], Undici]
 
@@ -133,7 +134,7 @@ def _chromium(job: Job) -> Invocation:
         "--disable-sync",
         "--disable-features=OptimizationHints,MediaRouter,Translate",
         f"--user-data-dir={job.home / 'profile'}",
-        f"--ignore-certificate-errors-spki-list={job.ca_spki}",
+        f"--ignore-certificate-errors-spki-list={job.spki}",
         "--dump-dom",
     ]
     return Invocation([need("chromium"), *flags, job.url], {"HOME": str(job.home)})

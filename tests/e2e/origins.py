@@ -426,6 +426,10 @@ class Origin:
         for connection in self.connections:
             connection.join()
 
+    def refuse(self) -> None:
+        """Refuse connections from now on; those that are open stay."""
+        self._stop_listening()
+
     def pause_accepting(self) -> None:
         """Leave new connections in the kernel's backlog (the accept under way takes one more)."""
         self._accepting.clear()

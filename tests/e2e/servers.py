@@ -169,7 +169,7 @@ def find_undici(home: Path) -> Undici:
         if package.exists():
             version = tuple(map(int, json.loads(package.read_text())["version"].split(".")[:2]))
             return Undici(modules, tunnels_http=version < (6, 21))
-    missing("undici (npm install undici@6, or Debian's node-undici)")
+    return missing("undici (npm install undici@6, or Debian's node-undici)")
 
 
 def _from_npm(home: Path) -> Path:

@@ -157,8 +157,9 @@ def test_500_scheduled_posts_arrive_once_each(warmproxy, origin) -> None:
     assert len({r.connection for r in web.requests}) > width, "connections were to be replaced"
 
 
-def test_warm_connections_survive_many_clients_at_once(warmproxy, origin) -> None:
-    """A burst as wide as the warm pool is served by connections opened before it, all of them."""
+def test_a_burst_as_wide_as_the_pool_needs_no_dial(warmproxy, origin) -> None:
+    """As many clients at once as there are warm connections are all served by these: from an
+    origin that no longer accepts any."""
     width = 8
     web = origin()
     proxy = warmproxy("--warm", f"{web.url}={width}")
@@ -170,6 +171,7 @@ def test_warm_connections_survive_many_clients_at_once(warmproxy, origin) -> Non
         return fetch_on(connection, f"{web.url}/hold").status
 
     clients = [proxy.connect() for _ in range(width)]
+    web.refuse()
     with ThreadPoolExecutor(width) as threads:
         results = [threads.submit(one, connection) for connection in clients]
         web.wait_requests(width)
@@ -179,5 +181,4 @@ def test_warm_connections_survive_many_clients_at_once(warmproxy, origin) -> Non
         connection.close()
     assert {id(r.connection) for r in web.requests} == early
     assert proxy.count("warmproxy_acquires_total", outcome="fresh") == width
-    # The pool is warm again although the first connections are all in use or used.
-    wait_warm(proxy, web.url, len(web.open_connections()))
+    wait_warm(proxy, web.url, width)

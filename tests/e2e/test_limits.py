@@ -238,7 +238,7 @@ def _refused(port: int) -> bool:
 
 
 def test_the_grace_time_has_an_end(warmproxy, origin) -> None:
-    """An exchange that does not finish within the grace time is cut off; the exit is 0 all the same."""
+    """An exchange that does not finish within the grace time is cut off, with exit status 0."""
     web = origin()
     proxy = warmproxy("--warm", f"{web.url}=1", "--grace", "0.5")
     with proxy.raw() as sock:

@@ -137,11 +137,13 @@ def test_second_empty_line_before_a_request_is_refused() -> None:
 def test_head_with_other_line_ends_is_refused_and_not_waited_for(stream: bytes) -> None:
     """Line ends other than CRLF end a head too, and it is then refused, for each split."""
     for cut in range(len(stream)):
-        with pytest.raises(BadRequest) as raised:
+        try:
             found = feed_all(requests(), [stream[:cut], stream[cut:]])
+        except BadRequest as error:
+            assert error.status == 400
+        else:
             assert found is not None
-            parse_request_head(found[0])
-        assert raised.value.status == 400
+            assert request_error(found[0]).status == 400
 
 
 def test_too_long_a_head_is_431_for_each_split() -> None:
@@ -156,10 +158,9 @@ def test_too_long_a_head_is_431_for_each_split() -> None:
 
 def test_endless_head_is_refused_when_the_limit_is_reached() -> None:
     """A head that does not end is not collected beyond max_head (row 11)."""
-    buffer = requests(8192)
+    pieces = [b"GET / HTTP/1.1\r\n"] + [b"a: b\r\n"] * 9000
     with pytest.raises(BadRequest) as raised:
-        for _ in range(9000):
-            buffer.feed(b"GET / HTTP/1.1\r\n" if not buffer.pending else b"a: b\r\n")
+        feed_all(requests(8192), pieces)
     assert raised.value.status == 431
 
 
@@ -234,6 +235,7 @@ def test_request_head_is_taken_apart() -> None:
 @pytest.mark.parametrize(
     ("line", "field"),
     [
+        (b"a:x :y", (b"a", b"x :y")),
         (b"a:b", (b"a", b"b")),
         (b"a: \t b \t ", (b"a", b"b")),
         (b"a:", (b"a", b"")),
@@ -388,14 +390,15 @@ def test_bad_response_heads_are_refused(block: bytes) -> None:
 # ── the lanes against each other, and against other readers ──────────────────────────────────
 
 NAMES = st.sampled_from(
-    [b"Host", b"host", b"Content-Length", b"Transfer-Encoding", b"Connection", b"Upgrade", b"TE"]
-    + [b"X-A", b"accept", b"Expect", b"Via", b"Keep-Alive", b"Proxy-Connection", b"!", b"X Y", b""]
+    b"Host|host|Content-Length|Transfer-Encoding|Connection|Upgrade|TE|X-A|accept|Expect|Via|"
+    b"Keep-Alive|Proxy-Connection|!|X Y|".split(b"|")
 )
 VALUES = st.one_of(
     st.sampled_from(
-        [b"h", b"example.com:80", b"3", b"03", b"3, 3", b"+3", b"chunked", b"Chunked", b"gzip"]
-        + [b"gzip, chunked", b"close", b"keep-alive, x-a", b"trailers", b"100-continue", b""]
-        + [b"websocket", b"upgrade", b"a, b", b"http://h/", b"a\tb", b"a\r\n b", b"\xe4\xff"]
+        b"h|example.com:80|3|03|3, 3|+3|chunked|Chunked|gzip|gzip, chunked|close|keep-alive, x-a|"
+        b"trailers|100-continue|websocket|upgrade|a, b|http://h/|a\tb|a\r\n b|a :|\xe4\xff|".split(
+            b"|"
+        )
     ),
     st.text('aZ09 \t:,;="\x01\x7f\x80\xff', max_size=12).map(lambda text: text.encode("latin-1")),
 )
@@ -436,7 +439,7 @@ REQUESTS = st.builds(block_of, REQUEST_LINES, LINES, HURT)
 RESPONSES = st.builds(block_of, STATUS_LINES, LINES, HURT)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(REQUESTS)
 @example(REQUEST)
 @example(b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n")
@@ -455,7 +458,7 @@ def test_fast_lane_accepts_a_subset_of_the_slow_lane(block: bytes) -> None:
         assert fast == slow
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(RESPONSES)
 @example(RESPONSE)
 def test_fast_lane_accepts_a_subset_of_the_slow_lane_for_responses(block: bytes) -> None:
@@ -490,7 +493,7 @@ class Llhttp:
         self.fields.append((name, (value or b"").strip(b" \t")))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(REQUESTS)
 @example(REQUEST)
 def test_llhttp_reads_the_same_request(block: bytes) -> None:
@@ -516,7 +519,7 @@ def test_llhttp_reads_the_same_request(block: bytes) -> None:
     assert seen.fields == [(name, value) for name, value in head.fields]
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(RESPONSES)
 @example(RESPONSE)
 def test_llhttp_reads_the_same_response(block: bytes) -> None:
@@ -538,7 +541,7 @@ def test_llhttp_reads_the_same_response(block: bytes) -> None:
     assert seen.fields == [(name, value) for name, value in head.fields]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60) | REQUESTS)
 def test_any_bytes_give_a_head_or_a_bad_request(block: bytes) -> None:
     """No input makes the reader fail in any other way."""
@@ -552,7 +555,7 @@ def test_any_bytes_give_a_head_or_a_bad_request(block: bytes) -> None:
         pass
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(REQUESTS, st.lists(st.integers(1, 40), max_size=20))
 def test_splits_do_not_change_the_verdict(stream: bytes, sizes: list[int]) -> None:
     """A head is read the same, or refused, in whatever pieces it arrives."""

@@ -46,7 +46,7 @@ _FIELDS = re.compile(rb"([^:]++):[ ]?+([^\r]*+)\r\n")
 
 _REQUEST_LINE = re.compile(rb"(%b++) ([!-~]++) HTTP/([0-9])\.([0-9])" % TOKEN)
 _STATUS_LINE = re.compile(rb"HTTP/([0-9])\.([0-9]) ([1-9][0-9][0-9])(?: (%b*+))?+" % VALUE)
-_SPACE_BEFORE_COLON = re.compile(rb"(%b++)[ \t]++:" % TOKEN)
+_SPACE_BEFORE_COLON = re.compile(rb"\A(%b++)[ \t]++:" % TOKEN)
 _METHOD = re.compile(rb"%b++" % TOKEN)
 _METHOD_START = re.compile(TOKEN)
 

@@ -1,0 +1,150 @@
+"""Pure judgement: numbers in, numbers out."""
+
+from math import inf
+
+import pytest
+
+from warmproxy.errors import CredentialsRequired, RequestDenied
+from warmproxy.observe import CloseReason
+from warmproxy.policy import retire
+from warmproxy.policy.access import Access
+from warmproxy.policy.backoff import Backoff, DialBudget
+from warmproxy.policy.learn import IdleLimit
+from warmproxy.policy.retry import Prefer, may_repeat, preference
+from warmproxy.policy.sizing import Learned
+
+
+def learned(*ages: float) -> IdleLimit:
+    limit = IdleLimit()
+    for age in ages:
+        limit.closed(age)
+    return limit
+
+
+def test_full_jitter_reaches_from_nothing_to_the_doubled_ceiling():
+    for rng, want in ((lambda: 0.0, [0, 0, 0]), (lambda: 0.5, [0.05, 0.1, 0.2])):
+        backoff, now, pauses = Backoff(10.0, rng), 1.0, []
+        for _ in want:
+            backoff.failed(now)
+            pauses.append(round(backoff.not_before - now, 6))
+            now = backoff.not_before
+        assert pauses == want
+
+
+def test_a_success_forgets_the_failures_and_says_how_many_there_were():
+    backoff = Backoff(10.0, lambda: 1.0)
+    backoff.failed(0.0)
+    backoff.failed(5.0)
+    assert backoff.succeeded() == 2
+    assert (backoff.failures, backoff.not_before) == (0, 0.0)
+
+
+def test_the_budget_gives_a_burst_then_its_rate():
+    budget = DialBudget(rate=2.0, burst=4.0)
+    for _ in range(4):
+        budget.charge(0.0)
+    assert budget.available(0.0) == 0
+    assert budget.next_at(0.0) == 0.5
+    assert budget.available(0.5) == 1
+    assert budget.available(60.0) == 4, "a long quiet saves up one burst and no more"
+
+
+def test_forced_dials_are_charged_but_the_debt_has_a_bound():
+    budget = DialBudget(rate=1.0, burst=2.0)
+    for _ in range(100):
+        budget.charge(0.0)
+    assert budget.next_at(0.0) == 3.0
+
+
+def test_a_limit_needs_three_closes_that_agree():
+    assert learned(5.0, 5.1).seconds == inf
+    assert learned(5.0, 5.1, 5.2).seconds == 5.0
+    assert learned(60.0, 5.0, 61.0, 30.0, 60.5).seconds == 60.0
+
+
+def test_what_dies_at_once_is_no_idle_limit():
+    assert learned(0.1, 0.1, 0.1).seconds == inf
+
+
+@pytest.mark.parametrize(
+    ("limit", "rtt", "safe"), [(60.0, 0.04, 54.0), (1.0, 0.04, 0.5), (5, 2, 1)]
+)
+def test_the_margin_is_the_largest_of_a_tenth_two_round_trips_and_half_a_second(limit, rtt, safe):
+    assert learned(limit, limit, limit).safe(rtt) == pytest.approx(safe)
+
+
+def test_a_canary_that_lives_longer_lifts_the_limit():
+    limit = learned(5.0, 5.0, 5.0, 20.0)
+    limit.survived(6.0)
+    assert limit.seconds == 6.0
+
+
+def test_the_nearer_of_age_and_idle_limit_names_the_reason():
+    assert retire.due(0.0, 100.0, 50.0, 10.0) == retire.Due(60.0, CloseReason.IDLE_LIMIT)
+    assert retire.due(0.0, 100.0, 95.0, 10.0) == retire.Due(100.0, CloseReason.MAX_AGE)
+
+
+def test_lifetimes_are_spread_over_the_last_tenth_and_zero_is_for_ever():
+    assert retire.lifetime(100.0, lambda: 0.0) == 100.0
+    assert retire.lifetime(100.0, lambda: 1.0) == 90.0
+    assert retire.lifetime(0.0, lambda: 1.0) == inf
+
+
+def test_only_a_repeatable_request_that_lost_the_idle_race_goes_twice():
+    race = {"was_used": True, "answered": False, "replayable": True, "tries": 1}
+    assert may_repeat(b"GET", **race)
+    assert not may_repeat(b"POST", **race)
+    for change in ({"was_used": False}, {"answered": True}, {"replayable": False}, {"tries": 2}):
+        assert not may_repeat(b"GET", **{**race, **change})
+
+
+def test_methods_in_lower_case_are_other_methods():
+    assert preference(b"GET") is Prefer.USED
+    assert preference(b"get") is Prefer.FRESH
+
+
+def test_an_origin_is_learned_after_k_requests_in_the_window_and_forgotten_in_the_quiet():
+    sizing = Learned(requests=3, window=60.0, count=2, quiet=300.0)
+    for now in (0.0, 50.0, 100.0):
+        sizing.asked(now)
+    assert sizing.target_idle(100.0) == 0, "three, but not within a minute"
+    sizing.asked(109.0)
+    assert sizing.target_idle(109.0) == 2
+    assert sizing.changes_at(109.0) == 409.0
+    assert sizing.target_idle(408.9) == 2
+    assert sizing.target_idle(409.0) == 0
+
+
+def test_learning_can_be_switched_off():
+    sizing = Learned(requests=0, window=60.0, count=2, quiet=300.0)
+    for _ in range(10):
+        sizing.asked(1.0)
+    assert sizing.target_idle(1.0) == 0
+
+
+def test_nothing_said_means_loopback_only():
+    access = Access((), {})
+    for address in ("127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"):
+        access.check_client(address)
+    for address in ("10.0.0.1", "fe80::1%eth0", "::ffff:10.0.0.1"):
+        with pytest.raises(RequestDenied):
+            access.check_client(address)
+
+
+def test_networks_admit_their_clients_only():
+    access = Access(("10.0.0.0/8",), {})
+    access.check_client("10.200.0.1")
+    with pytest.raises(RequestDenied):
+        access.check_client("127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, b"", b"Basic", b"Basic !!!", b"Bearer dXNlcjpzZWNyZXQ=", b"Basic dXNlcjpvdGhlcg=="],
+)
+def test_credentials_must_be_ours(value):
+    access = Access((), {"user": "secret"})
+    access.check_client("192.0.2.1")
+    access.check_credentials(b"basic dXNlcjpzZWNyZXQ=")
+    with pytest.raises(CredentialsRequired):
+        access.check_credentials(value)
