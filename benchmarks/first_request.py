@@ -20,7 +20,12 @@ without a proxy, in the same run, and so is the RTT, the time of a TCP handshake
 Whatever uses the processor (a start, the 50 requests, a burst) waits for its turn: it never meets
 another daemon's burst. A round in which other work held up the proxy, the client, the link or the
 origin for more than 1 ms (by the kernel's count, see rig/processor.py) gives no times and its
-cycle is repeated; whether its connections were open before, and its errors, count all the same.
+cycle is repeated (not with --quick); whether its connections were open before, and its errors,
+count all the same.
+
+A burst meets one moment. The second table looks at all of them: from the origin's record of when
+each connection began and ended follows how many were open and usable at each moment of the quiet
+times, hence the share of moments at which a burst of 1, 4 or 10 would have been served at once.
 """
 
 import argparse
@@ -43,6 +48,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rig import link
 from rig.client import Address, Answer, burst, get, through_proxy, through_tunnel
@@ -61,7 +67,7 @@ BURSTS = (1, 4, 10)
 TRAFFIC = 50
 READY_WITHIN = 20.0
 DISTURBED = 0.001  # held up for longer by other work: the round's times say nothing
-REPEATS = 0.5  # of all cycles, because of disturbance; after that disturbed rounds count
+REPEATS = 0.5  # of all cycles, because of disturbance
 
 BAR_P50 = 1.05
 BAR_SLOWEST = 1.15
@@ -85,6 +91,7 @@ class Round:
     quiet: float
     answers: list[Answer]
     disturbance: float = 0.0
+    held: dict[int, float] = field(default_factory=dict)  # n -> share of time with n open
     pools: object = None  # the daemon's own view, asked afterwards if a request missed
 
     @property
@@ -101,6 +108,29 @@ def opened_before(answer: Answer, one_way: float) -> bool:
     By the origin's record: what it accepts has been open at the dialling side for half an RTT.
     """
     return answer.accepted is not None and answer.accepted - one_way < answer.started
+
+
+def held(lives: list[tuple[float, float | None]], since: float, until: float) -> dict[int, float]:
+    """For each size of burst: the share of this time with that many usable connections.
+
+    The origin accepts half an RTT after the dialling side has its connection. What reaches the
+    origin after the end of a connection was sent half an RTT earlier: from then on it was useless.
+    """
+    one_way = RTT / 2
+    changes = [(since, 0), (until, 0)]
+    for accepted, ended in lives:
+        begin = max(accepted - one_way, since)
+        end = min(ended - one_way if ended else until, until)
+        if begin < end:
+            changes += [(begin, 1), (end, -1)]
+    changes.sort()
+    enough = dict.fromkeys(BURSTS, 0.0)
+    usable = 0
+    for (now, change), (following, _) in itertools.pairwise(changes):
+        usable += change
+        for n in BURSTS:
+            enough[n] += following - now if usable >= n else 0.0
+    return {n: seconds / (until - since) for n, seconds in enough.items()}
 
 
 @dataclass
@@ -243,7 +273,7 @@ class Bench:
 
         combinations = list(itertools.product(KINDS, BURSTS))
         self.cycles = [c for _ in range(options.rounds) for c in combinations]
-        self.repeats_left = int(REPEATS * len(self.cycles))
+        self.repeats_left = 0 if options.quick else int(REPEATS * len(self.cycles))
         # evenly spread within each cell, in random order: few rounds still meet all phases
         self.quiet_times: dict[tuple[str, int, str], list[float]] = {}
         for kind, n in combinations:
@@ -295,6 +325,9 @@ class Bench:
                     watch = Watch([self.load_processes, [daemon.process.pid]])
                     answers = burst(daemon.listen, requests, n)
                     done = Round(kind, state, n, quiet, answers, watch.disturbance())
+                    lives = self.ask_origin(origin)["lives"]
+                    began = answers[0].started
+                    done.held = held(lives, began - QUIET + ORIGIN_IDLE, began)
                     if done.missed(RTT / 2) and daemon.asks_readiness:
                         done.pools = daemon.pools()
                 self.rounds.append(done)
@@ -310,12 +343,16 @@ class Bench:
             await asyncio.sleep(quiet)
             return
         await asyncio.sleep(QUIET)
-        control = (link.FAR, CONTROL_PORT)
-        report = burst(control, [get(control, f"/port/{origin[1]}")], 1)[0].body
-        upcoming = [t for t in json.loads(report)["closes_at"] if t > time.monotonic() + 0.2]
+        closes_at = self.ask_origin(origin)["closes_at"]
+        upcoming = [t for t in closes_at if t > time.monotonic() + 0.2]
         if upcoming:
             moment = random.choice(upcoming) + random.uniform(-0.75, 2) * RTT
             await asyncio.sleep(moment - time.monotonic())
+
+    @staticmethod
+    def ask_origin(origin: Address) -> dict[str, list[Any]]:
+        control = (link.FAR, CONTROL_PORT)
+        return json.loads(burst(control, [get(control, f"/port/{origin[1]}")], 1)[0].body)
 
     async def measure_cold(self) -> None:
         """The same exchange without a proxy, and the RTT, all through the run."""
@@ -349,7 +386,7 @@ class Bench:
             by_cell[r.kind, r.state, r.n].append(r)
         keys = [("none", "cold", n) for n in BURSTS]
         keys += itertools.product(KINDS, STATES, BURSTS)
-        return rtt, [summarise(key, by_cell[key], rtt, self.options.rounds) for key in keys]
+        return rtt, [summarise(key, by_cell[key], rtt, self.options.enough) for key in keys]
 
 
 def handshake(address: Address) -> float:
@@ -375,6 +412,22 @@ def table(cells: Iterable[Cell]) -> str:
         rounds = f"{cell.rounds} ({cell.disturbed})"
         columns = [exchange, cell.state, cell.n, rounds, *times, opened, verdict]
         lines.append("| " + " | ".join(map(str, columns)) + " |")
+    return "\n".join(lines)
+
+
+def held_table(rounds: Iterable[Round]) -> str:
+    by_pool: defaultdict[tuple[str, str], list[dict[int, float]]] = defaultdict(list)
+    for r in rounds:
+        if r.held:
+            by_pool[r.kind, r.state].append(r.held)
+    lines = [
+        "| exchange | pools | " + " | ".join(f">= {n} usable" for n in BURSTS) + " |",
+        "|---|---" + "|--:" * len(BURSTS) + "|",
+    ]
+    for kind, state in itertools.product(KINDS, STATES):
+        shares = [statistics.mean(held[n] for held in by_pool[kind, state]) for n in BURSTS]
+        columns = [KIND_NAMES[kind], state, *(f"{100 * share:.2f} %" for share in shares)]
+        lines.append("| " + " | ".join(columns) + " |")
     return "\n".join(lines)
 
 
@@ -440,6 +493,8 @@ def parse_options() -> argparse.Namespace:
         options.quick or options.rounds or options.at_close or options.command
     )
     options.rounds = options.rounds or (2 if options.quick else 12)
+    # undisturbed rounds without which a cell's disturbed ones count too
+    options.enough = 1 if options.quick else min(options.rounds, 10)
     options.lanes = options.lanes or (12 if options.quick else 10)
     options.cold_every = 1.0 if options.quick else 5.0
     return options
@@ -489,7 +544,9 @@ def main() -> int:
         f"RTT measured {rtt * 1000:.2f} ms, origin closes after {ORIGIN_IDLE:g} s idle,"
         f" {WARM} warm, quiet {QUIET:g}-{QUIET + ORIGIN_IDLE:g} s.\n"
         f"Bar: 100 % opened before, p50 <= {BAR_P50}, slowest <= {BAR_SLOWEST}:"
-        f" **{verdict}**.\n\n" + table(cells)
+        f" **{verdict}**.\n\n" + table(cells) + "\n\n"
+        "Share of the last 5 s of quiet in which so many connections were open and usable:\n\n"
+        + held_table(bench.rounds)
     )
     if options.json:
         everything = {

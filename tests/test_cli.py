@@ -17,7 +17,8 @@ import pytest
 from warmproxy import __version__, cli
 from warmproxy.cli import main, sample_config
 from warmproxy.errors import StartError
-from warmproxy.settings import Settings, describe, load
+from warmproxy.loading import load
+from warmproxy.settings import Settings, describe
 from warmproxy.tools.status import status, table
 
 ROOT = Path(__file__).parent.parent

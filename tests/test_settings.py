@@ -1,4 +1,4 @@
-"""settings: what holds, where it came from, and what is said when it cannot hold."""
+"""settings and how they are loaded: what holds, where it came from, what is said when it cannot."""
 
 import tomllib
 from collections.abc import Mapping
@@ -7,20 +7,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from warmproxy import settings
 from warmproxy.errors import ConfigError
+from warmproxy.loading import Loaded, load
 from warmproxy.origin import origin
 from warmproxy.settings import (
-    Loaded,
+    TABLES,
     OriginSettings,
     Settings,
     UpstreamSettings,
     describe,
-    load,
-    locate,
     parse_address,
     toml_value,
 )
+from warmproxy.toml_lines import Path, locate
 
 
 def loaded(
@@ -465,7 +464,7 @@ def test_lines_of_a_difficult_document(newline: str) -> None:
         assert rows[lines[path] - 1] == row
 
 
-def paths(value: object, path: settings.Path = ()) -> list[settings.Path]:
+def paths(value: object, path: Path = ()) -> list[Path]:
     """All paths into what tomllib gave."""
     inner: list[tuple[str | int, object]] = []
     if isinstance(value, dict):
@@ -519,10 +518,10 @@ def test_the_line_found_is_the_line_written(
     below: list[tuple[str, list[tuple[list[str], str, str]]]],
 ) -> None:
     text = ""
-    written: dict[settings.Path, int] = {}
+    written: dict[Path, int] = {}
     count = 0
 
-    def write(table: settings.Path, rows: list[tuple[list[str], str, str]]) -> None:
+    def write(table: Path, rows: list[tuple[list[str], str, str]]) -> None:
         nonlocal text
         for i, (names, value, comment) in enumerate(rows):
             names = [f"key{i}", *names]  # so that no key comes twice
@@ -532,7 +531,7 @@ def test_the_line_found_is_the_line_written(
 
     write((), top)
     for i, (kind, rows) in enumerate(below):
-        table: settings.Path = (f"table{i}",)
+        table: Path = (f"table{i}",)
         header = f"[table{i}]"
         if kind == "array":
             table, header = ("array", count), "[[ array ]]"
@@ -569,9 +568,7 @@ def test_any_text_loads_or_is_a_config_error(text: str) -> None:
     assert all(problem.startswith("w.toml:") for problem in outcome(text))
 
 
-known = st.sampled_from(
-    [name for table in ("", "defaults", "upstream") for name in settings._TABLES[table]]
-)
+known = st.sampled_from([name for table in ("", "defaults", "upstream") for name in TABLES[table]])
 lines_of_config = st.one_of(
     st.tuples(known | keys.map(".".join), st.just(" = "), values).map("".join),
     st.sampled_from(["[defaults]", "[[upstream]]", "[upstream]", "[[defaults]]", "[x.y]", "#"]),

@@ -16,15 +16,8 @@ from typing import NoReturn
 
 from warmproxy import __version__
 from warmproxy.errors import ConfigError, StartError
-from warmproxy.settings import (
-    SETTINGS_ENV_PREFIX,
-    Loaded,
-    Settings,
-    describe,
-    load,
-    parse_address,
-    toml_value,
-)
+from warmproxy.loading import Loaded, load
+from warmproxy.settings import SETTINGS_ENV_PREFIX, Settings, describe, parse_address, toml_value
 from warmproxy.tools.healthcheck import healthcheck
 from warmproxy.tools.status import status
 

@@ -3,8 +3,8 @@
     origin.py IDLE_SECONDS PORT...
 
 Every answer carries X-Accepted (CLOCK_MONOTONIC seconds, comparable in all namespaces of one
-machine). `GET /port/N` tells how many connections port N has accepted, and when each open one
-will be closed if it stays idle.
+machine). `GET /port/N` tells about the connections of port N: the lives of the latest ones, as
+[accepted, ended or null], and when each open one will be closed if it stays idle.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import gc
 import json
 import sys
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from typing import ClassVar
 
 BODY = b"x" * 512
@@ -22,7 +22,9 @@ class Connection(asyncio.Protocol):
     """One accepted connection. It lives until it has been idle for `idle` seconds."""
 
     idle = 5.0
-    accepted_on: ClassVar[defaultdict[int, int]] = defaultdict(int)
+    lives_on: ClassVar[defaultdict[int, deque[list[float | None]]]] = defaultdict(
+        lambda: deque(maxlen=400)
+    )
     open_on: ClassVar[defaultdict[int, set["Connection"]]] = defaultdict(set)
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -30,7 +32,8 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         self.port = transport.get_extra_info("sockname")[1]
         self.received = b""
-        self.accepted_on[self.port] += 1
+        self.life = [self.accepted, None]
+        self.lives_on[self.port].append(self.life)
         self.open_on[self.port].add(self)
         self.timer = asyncio.get_running_loop().call_later(self.idle, transport.close)
 
@@ -52,10 +55,11 @@ class Connection(asyncio.Protocol):
 
     def report(self, port: int) -> bytes:
         closes_at = [connection.timer.when() for connection in self.open_on[port]]
-        return json.dumps({"accepted": self.accepted_on[port], "closes_at": closes_at}).encode()
+        return json.dumps({"lives": list(self.lives_on[port]), "closes_at": closes_at}).encode()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.timer.cancel()
+        self.life[1] = time.monotonic()
         self.open_on[self.port].discard(self)
 
 

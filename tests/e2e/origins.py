@@ -395,11 +395,12 @@ class Origin:
     def wait_open(self, count: int, timeout: float = 10.0) -> list[Connection]:
         """Wait until exactly `count` connections are open."""
 
-        def there() -> list[Connection]:
-            found = self.open_connections()
-            return found if len(found) == count else []
-
-        return eventually(there, timeout, lambda: f"{count} open, but {self.connections}")
+        eventually(
+            lambda: len(self.open_connections()) == count,
+            timeout,
+            lambda: f"{count} open, but {self.connections}",
+        )
+        return self.open_connections()
 
     def wait_requests(self, count: int, timeout: float = 10.0) -> list[Request]:
         eventually(

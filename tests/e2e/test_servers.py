@@ -4,7 +4,7 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.e2e.daemon import fetch_on
+from tests.e2e.daemon import fetch_on, wait_warm
 from tests.e2e.harness import eventually
 
 
@@ -38,11 +38,11 @@ def test_nginx_that_closes_after_a_few_requests(warmproxy, nginx_server) -> None
         method = "POST" if n % 3 == 0 else "GET"
         # nginx answers 405 to a POST for a file: an answer all the same
         assert proxy.fetch(f"{web.url}/hello.txt", method).status in (200, 405)
-        wait_warm_at_least(proxy, web.url, 1)
+        wait_warm(proxy, web.url, 1)
     rows = eventually(lambda: (rows := web.seen()) and len(rows) == 30 and rows)
     assert max(nth for _, nth, *_ in rows) <= 3
     assert proxy.count("warmproxy_acquires_total", outcome="dialled") == 0
-    wait_warm_at_least(proxy, web.url, 4)
+    wait_warm(proxy, web.url, 4)
 
 
 def test_nginx_with_short_idle_times(warmproxy, nginx_server) -> None:
@@ -58,7 +58,7 @@ def test_nginx_with_short_idle_times(warmproxy, nginx_server) -> None:
 
     eventually(three_rounds, 15, lambda: proxy.pools())
     assert set(replies) == {200}
-    wait_warm_at_least(proxy, web.url, 3)
+    wait_warm(proxy, web.url, 3)
 
 
 def test_httpbin_under_gunicorn(warmproxy, httpbin_server) -> None:
@@ -92,7 +92,7 @@ def test_httpbin_under_gunicorn(warmproxy, httpbin_server) -> None:
     # gunicorn closes what is idle; the next POST is not the one that notices.
     closed = proxy.count("warmproxy_closed_total", reason="upstream_eof")
     eventually(lambda: proxy.count("warmproxy_closed_total", reason="upstream_eof") > closed)
-    wait_warm_at_least(proxy, web.url, 1)
+    wait_warm(proxy, web.url, 1)
     reply = proxy.fetch(f"{web.url}/post", "POST", b"after the close")
     assert json.loads(reply.body)["data"] == "after the close"
 
@@ -113,11 +113,3 @@ def test_node_under_load(warmproxy, node_server) -> None:
     targets = [e["target"] for e in web.events("request")]
     assert sorted(targets) == sorted(f"/{c}/{n}" for c in range(8) for n in range(10))
     assert all("warmproxy" in e["headers"]["via"] for e in web.events("request"))
-
-
-def wait_warm_at_least(proxy, url: str, idle: int) -> None:
-    def warm() -> bool:
-        pool = proxy.pool(url)
-        return pool["fresh"] + pool["used"] >= idle
-
-    eventually(warm, says=proxy.pools)

@@ -1,0 +1,455 @@
+"""How settings are read: flag > environment > file > default. Read once; nothing reads the
+environment later.
+
+`load` is pure: whoever calls it has read the file. It reports every problem at once, each on one
+line.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from warmproxy.errors import ConfigError
+from warmproxy.origin import Origin, origin_of_url
+from warmproxy.settings import (
+    DEFAULTS,
+    NESTED,
+    SETTINGS_ENV_PREFIX,
+    TABLES,
+    TOP,
+    UPSTREAM,
+    Field,
+    OriginSettings,
+    Settings,
+    UpstreamSettings,
+    check_network,
+    describe,
+    is_loopback,
+    parse_address,
+    shown,
+    variable_of,
+    without_password,
+)
+from warmproxy.toml_lines import BadToml, Path, read_toml
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Valid settings, and where each value came from."""
+
+    settings: Settings
+    sources: Mapping[str, str]
+    """Key (`listen`, `defaults.grace`, `upstream[0].warm`) -> `default`, `warmproxy.toml:12`,
+    `WARMPROXY_GRACE` or `--warm`. A value that an upstream has from [defaults] has its source."""
+
+
+class _Place(NamedTuple):
+    """Where a value was written. Problems are sorted by `rank` and `line`."""
+
+    rank: int
+    line: int
+    source: str
+    """as Loaded.sources says it"""
+    prefix: str
+    """what a problem's line begins with"""
+    named: bool
+    """whether the key must still be named in the problem, since the prefix does not"""
+
+
+_BY_DEFAULT = _Place(0, 0, "default", "", True)
+
+
+def load(
+    *, path: str | None, text: str | None, environ: Mapping[str, str], flags: Mapping[str, object]
+) -> Loaded:
+    """Settings from a file's text, the environment and the command line.
+
+    `path` is for messages only; `text` None means that there is no file. `flags` are keyed like
+    the top level of the file, plus `warm` (`URL=N` strings); values are strings, lists of them,
+    or what the setting itself holds; None means not given. WARMPROXY_CONFIG is left to the caller.
+
+    Raises ConfigError with every problem, each on one line, in the order file, environment, flags.
+    """
+    loader = _Loader(path or "configuration")
+    if text is not None:
+        loader.read_file(text)
+    loader.read_environment(environ)
+    loader.read_flags(flags)
+    return loader.finish()
+
+
+class _Loader:
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.lines: dict[Path, int] = {}
+        self.problems: list[tuple[int, int, str]] = []
+        self.values: dict[str, Any] = {}
+        """by key, as in Loaded.sources; only what is valid"""
+        self.places: dict[str, _Place] = {}
+        self.broken: set[str] = set()
+        """keys that were given but not valid: no further check may build on them"""
+        self.origins: dict[int, Origin] = {}
+        """index of the upstream -> its origin"""
+        self.upstreams = 0
+        self.elements: dict[str, list[_Place]] = {}
+        """key of a list in the file -> where each of its elements is"""
+
+    def problem(self, place: _Place, what: str) -> None:
+        line = f"{place.prefix}: {what}" if place.prefix else what
+        self.problems.append((place.rank, place.line, line))
+
+    # where it may come from
+
+    def read_file(self, text: str) -> None:
+        try:
+            document, self.lines = read_toml(text)
+        except BadToml as error:
+            self.problem(self.at_line(error.line), error.what)
+            return
+        for name, value in document.items():
+            if name == "defaults":
+                if isinstance(value, dict):
+                    self.read_table((name,), value)
+                else:
+                    self.problem(self.in_file(name), "'defaults' must be a table: [defaults]")
+            elif name == "upstream":
+                if isinstance(value, list) and all(isinstance(table, dict) for table in value):
+                    for index, table in enumerate(value):
+                        self.read_upstream(index, table)
+                else:
+                    what = "'upstream' must be written [[upstream]], one per origin"
+                    self.problem(self.in_file(name), what)
+            else:
+                self.read_table((), {name: value})
+
+    def at_line(self, line: int) -> _Place:
+        where = f"{self.path}:{line}"
+        return _Place(0, line, where, where, True)
+
+    def in_file(self, *path: str | int) -> _Place:
+        return self.at_line(self.lines[path])
+
+    def read_table(self, path: Path, given: Mapping[str, object]) -> None:
+        """Each key of a table; `path` is (), ("defaults",) or ("upstream", index)."""
+        table = str(path[0]) if path else ""
+        for name, value in given.items():
+            place = self.in_file(*path, name)
+            if name in TABLES[table] and not (table == "" and name in NESTED):
+                key = _key(*path, name)
+                self.take(key, value, place)
+                if isinstance(value, list) and key in self.values:
+                    each = range(len(value))
+                    self.elements[key] = [self.in_file(*path, name, i) for i in each]
+            elif table == "" and isinstance(value, dict | list):
+                self.problem(place, _unknown_table(name))
+            else:
+                self.problem(place, _unknown_key(name, table))
+
+    def read_upstream(self, index: int, given: Mapping[str, object]) -> None:
+        self.upstreams = index + 1
+        path: Path = ("upstream", index)
+        self.read_table(path, given)
+        key = _key(*path, "url")
+        if "url" not in given:
+            self.problem(self.in_file(*path), "this [[upstream]] has no 'url'")
+        if key not in self.values:
+            return
+        place = self.places[key]
+        origin = self.origin_of(self.values[key], place)
+        for other, known in self.origins.items():
+            if origin is known:
+                first = self.places[f"upstream[{other}].url"]
+                self.problem(place, f"{_name(known)} is already an upstream at line {first.line}")
+                return
+        if origin is not None:
+            self.origins[index] = origin
+
+    def read_environment(self, environ: Mapping[str, str]) -> None:
+        for variable in sorted(environ):
+            if not variable.startswith(SETTINGS_ENV_PREFIX) or variable in _NOT_SETTINGS:
+                continue
+            if _FROM_ORCHESTRATOR.fullmatch(f"{variable}={environ[variable]}"):
+                continue
+            place = _Place(1, 0, variable, _one_line(variable), False)
+            name = variable.removeprefix(SETTINGS_ENV_PREFIX)
+            table, _, inner = name.partition("__") if "__" in name else ("", "", name)
+            key = inner.lower()
+            if name == "WARM":
+                for text in environ[variable].split():
+                    self.read_warm(text, place)
+            elif name.isupper() and table == "" and key in TOP and key not in NESTED:
+                self.take(key, environ[variable], place)
+            elif name.isupper() and table == "DEFAULTS" and key in DEFAULTS:
+                self.take(f"defaults.{key}", environ[variable], place)
+            else:
+                self.problem(place, _unknown_variable(name))
+
+    def read_flags(self, flags: Mapping[str, object]) -> None:
+        for name, value in flags.items():
+            if value is None:
+                continue
+            flag = "--" + _FLAGS.get(name, name).replace("_", "-")
+            place = _Place(2, 0, flag, flag, False)
+            if name == "warm":
+                assert isinstance(value, Sequence)
+                for text in value:
+                    self.read_warm(text, place)
+            else:
+                self.take(name, value, place)
+
+    def read_warm(self, text: str, place: _Place) -> None:
+        """`URL=N` or `URL`. A URL that is an upstream already gets its `warm` from here."""
+        quoted = _one_line(without_password(text))[:200]
+        place = place._replace(prefix=f"{place.prefix} '{quoted}'")
+        url, equals, count = text.rpartition("=")
+        if not equals:
+            url = text
+        origin = self.origin_of(url, place)
+        if equals and not re.fullmatch("[0-9]{1,9}", count):
+            self.problem(place, f"must be URL=N, N a whole number >= 0, not {shown(count)}")
+            return
+        if origin is None:
+            return
+        index = next((i for i, known in self.origins.items() if known is origin), self.upstreams)
+        if index == self.upstreams:
+            self.upstreams += 1
+            self.origins[index] = origin
+            self.put(f"upstream[{index}].url", url, place)
+        if equals:
+            self.put(f"upstream[{index}].warm", int(count), place)
+
+    # one value
+
+    def take(self, key: str, value: object, place: _Place) -> None:
+        """Keep a value if its type and limits are right; outside a file it may come as text."""
+        field = _field(key)
+        text = value if isinstance(value, str) else None
+        try:
+            read = field.convert(value) if text is None or place.rank == 0 else field.read(text)
+            self.put(key, read, place)
+        except ValueError as error:
+            self.broken.add(key)
+            close = _closest(text, field.choices) if text else None
+            self.about(key, place, f"{error}; did you mean '{close}'?" if close else str(error))
+
+    def put(self, key: str, value: object, place: _Place) -> None:
+        self.values[key] = value
+        self.elements.pop(key, None)
+        self.places[key] = place
+        self.broken.discard(key)
+
+    def about(self, key: str, place: _Place, what: str) -> None:
+        colon = ":" if what.startswith('"') else ""
+        name = key.rpartition(".")[2]
+        self.problem(place, f"'{name}'{colon} {what}" if place.named else what)
+
+    def origin_of(self, url: str, place: _Place) -> Origin | None:
+        try:
+            return origin_of_url(url)
+        except UnicodeError:
+            self.problem(place, f"{shown(url)} names a host that cannot exist")
+        except ValueError as error:
+            what = _one_line(without_password(str(error)))
+            self.problem(place, what if "'" in what else f"{shown(url)}: {what}")
+        return None
+
+    # what holds in the end
+
+    def value(self, key: str) -> tuple[Any, _Place]:
+        """What holds for a key, and where it was set."""
+        table, _, name = key.rpartition(".")
+        if key in self.values:
+            return self.values[key], self.places[key]
+        if table.startswith("upstream") and name in DEFAULTS:
+            return self.value(f"defaults.{name}")
+        return _field(key).default, _BY_DEFAULT
+
+    def each(self, key: str) -> list[tuple[str, _Place]]:
+        """The strings of a list, each with where it was written."""
+        values, place = self.value(key)
+        places = self.elements.get(key) or [place] * len(values)
+        return list(zip(values, places, strict=True))
+
+    def sound(self, *keys: str) -> bool:
+        return not self.broken.intersection(keys)
+
+    def check_addresses(self) -> None:
+        listen = self.each("listen")
+        if not listen:
+            self.about("listen", self.value("listen")[1], "names no address")
+        guards = ("allow_clients", "credentials_file")
+        guarded = not self.sound(*guards) or any(self.value(guard)[0] for guard in guards)
+        places: dict[tuple[str, int], _Place] = {}
+        for text, place in listen:
+            address = self.address_of("listen", text, place)
+            if address is None:
+                continue
+            if address in places and address[1] != 0:
+                self.about("listen", place, f"{shown(text)} is given twice")
+            places[address] = place
+            if not guarded and not is_loopback(address[0]):
+                self.about("listen", place, _open_proxy(text))
+                guarded = True  # it need not be said for each of them
+        admin, place = self.value("admin")
+        address = self.address_of("admin", admin, place) if admin else None
+        if address is None or address not in places or address[1] == 0:
+            return
+        if place is _BY_DEFAULT:
+            what = f"{shown(admin)} is the admin listener's address by default"
+            self.about("listen", places[address], f"{what}; give each its own port")
+        else:
+            what = f"{shown(admin)} is a listen address too; give each its own port"
+            self.about("admin", place, what)
+
+    def address_of(self, key: str, text: str, place: _Place) -> tuple[str, int] | None:
+        try:
+            return parse_address(text)
+        except ValueError as error:
+            self.about(key, place, str(error))
+        return None
+
+    def check_networks(self) -> None:
+        for text, place in self.each("allow_clients"):
+            try:
+                check_network(text)
+            except ValueError as error:
+                self.about("allow_clients", place, str(error))
+
+    def check_counts(self) -> None:
+        total = 0
+        last = _BY_DEFAULT
+        for i, origin in self.origins.items():
+            keys = (f"upstream[{i}].warm", f"upstream[{i}].max_connections")
+            if not self.sound(*keys, "defaults.max_connections"):
+                return
+            (warm, place), (most, most_place) = map(self.value, keys)
+            total += warm
+            last = self.places[f"upstream[{i}].url"] if place is _BY_DEFAULT else place
+            if warm <= most:
+                continue
+            if place is not _BY_DEFAULT:
+                where = " by default" if most_place is _BY_DEFAULT else f" ({most_place.source})"
+                what = f"is {warm}, more than the {most} of 'max_connections'{where}"
+                self.about("warm", place, what)
+            else:
+                what = f"is {most}, less than 'warm' ({warm} by default) of {_name(origin)}"
+                self.about("max_connections", most_place, what)
+        most, place = self.value("max_connections")
+        if total <= most or not self.sound("max_connections"):
+            return
+        if place is not _BY_DEFAULT:
+            what = f"is {most}, less than the {total} that all upstreams' 'warm' add up to"
+            self.about("max_connections", place, what)
+        else:
+            what = f"all upstreams' 'warm' add up to {total}, more than the {most} of "
+            self.problem(last, what + "'max_connections'; set that at the top level")
+
+    def finish(self) -> Loaded:
+        self.check_addresses()
+        self.check_networks()
+        self.check_counts()
+        if self.problems:
+            self.problems.sort(key=lambda problem: problem[:2])
+            raise ConfigError(list(dict.fromkeys(line for _, _, line in self.problems)))
+        sources: dict[str, str] = {}
+
+        def table(path: Path, names: Iterable[str]) -> dict[str, Any]:
+            chosen = {}
+            for name in names:
+                chosen[name], place = self.value(_key(*path, name))
+                sources[_key(*path, name)] = place.source
+            return chosen
+
+        top = table((), [name for name in TOP if name not in NESTED])
+        defaults = OriginSettings(**table(("defaults",), DEFAULTS))
+        order = ["url", "warm", *DEFAULTS]  # as people write them
+        upstream = [
+            UpstreamSettings(**table(("upstream", i), order)) for i in range(self.upstreams)
+        ]
+        return Loaded(Settings(**top, defaults=defaults, upstream=tuple(upstream)), sources)
+
+
+# ── words for people ─────────────────────────────────────────────────────────────────────────
+
+_FLAGS = {"allow_clients": "allow_client"}  # the flag is repeated, so it names one
+_NOT_SETTINGS = frozenset({f"{SETTINGS_ENV_PREFIX}CONFIG"})
+# Kubernetes puts these into every pod once a Service is called "warmproxy": not meant for us, and
+# no reason to refuse to start.
+_FROM_ORCHESTRATOR = re.compile(
+    r"WARMPROXY_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)=.*"
+    r"|WARMPROXY_PORT=(tcp|udp|sctp)://.*"
+)
+_PLACES = {"": "at the top level", "defaults": "in [defaults]", "upstream": "in [[upstream]]"}
+
+
+def _closest(word: str, known: Iterable[str]) -> str | None:
+    word = word[:80].lower().replace("-", "_")
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.65)), None)
+
+
+def _unknown_key(name: str, table: str) -> str:
+    elsewhere = [other for other in TABLES if other != table and name in TABLES[other]]
+    if elsewhere and name not in NESTED:
+        if "" in elsewhere:
+            return f"'{name}' belongs at the top level, above the first [table]"
+        where = " or ".join(_PLACES[other].removeprefix("in ") for other in elsewhere)
+        return f"'{name}' belongs in {where}, not {_PLACES[table]}"
+    for other in dict.fromkeys((table, *TABLES)):
+        close = _closest(name, TABLES[other])
+        if close is not None:
+            where = "" if other == table else f" {_PLACES[other]}"
+            return f"unknown key {shown(name)}; did you mean '{close}'{where}?"
+    return f"unknown key {shown(name)}"
+
+
+def _unknown_table(name: str) -> str:
+    headers = {"defaults": "[defaults]", "upstream": "[[upstream]]"}
+    close = _closest(name, headers)
+    if close is None or name in UPSTREAM:
+        return _unknown_key(name, "")
+    return f"unknown table {shown(name)}; did you mean {headers[close]}?"
+
+
+def _unknown_variable(name: str) -> str:
+    if name in ("DEFAULTS", "UPSTREAM") or name.startswith("UPSTREAM__"):
+        meant = "WARMPROXY_WARM" if name != "DEFAULTS" else "WARMPROXY_DEFAULTS__<KEY>"
+        return f"unknown variable; tables are for the file, here use {meant}"
+    plain = re.sub("_+", "_", name.lower())
+    for table in ("", "defaults"):  # the right key, written in a wrong way
+        for key in TABLES[table]:
+            if key not in NESTED and plain in (key, f"defaults_{key}"):
+                return f"unknown variable; did you mean '{variable_of(table, key)}'?"
+    # without the prefix: what all have in common would make everything look alike
+    known = [setting.variable for setting in describe() if setting.variable]
+    known += [f"{SETTINGS_ENV_PREFIX}WARM", *_NOT_SETTINGS]
+    by_key = {variable.removeprefix(SETTINGS_ENV_PREFIX).lower(): variable for variable in known}
+    close = _closest(name, by_key)
+    return "unknown variable" + (f"; did you mean '{by_key[close]}'?" if close else "")
+
+
+def _open_proxy(listen: str) -> str:
+    return (
+        f"{shown(listen)} can be reached from other machines, and whoever reaches an open proxy "
+        "can use it as you: set allow_clients to the networks of your clients, or credentials_file"
+    )
+
+
+def _key(*path: str | int) -> str:
+    """A setting's key, as in Loaded.sources."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+
+
+def _field(key: str) -> Field:
+    table, _, name = key.rpartition(".")
+    return TABLES[table.partition("[")[0]][name]
+
+
+def _name(origin: Origin) -> str:
+    """An origin as the user writes it."""
+    return f"{'http' if origin.scheme == 'http' else 'https'}://{origin.authority}"
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
