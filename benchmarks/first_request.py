@@ -19,7 +19,7 @@ without a proxy, in the same run, and so is the RTT, the time of a TCP handshake
 
 Whatever uses the processor (a start, the 50 requests, a burst) waits for its turn: it never meets
 another daemon's burst. A round in which other work held up the proxy, the client, the link or the
-origin for more than 1 ms (by the kernel's count, see rig/processor.py) gives no times and its
+origin for over 0.5 ms (by the kernel's count, see rig/processor.py) gives no times and its
 cycle is repeated (not with --quick); whether its connections were open before, and its errors,
 count all the same.
 
@@ -66,7 +66,7 @@ QUIET = 10.0  # then up to ORIGIN_IDLE more, so that a burst may meet any phase 
 BURSTS = (1, 4, 10)
 TRAFFIC = 50
 READY_WITHIN = 20.0
-DISTURBED = 0.001  # held up for longer by other work: the round's times say nothing
+DISTURBED = 0.0005  # held up for longer by other work: the round's times say nothing
 REPEATS = 0.5  # of all cycles, because of disturbance
 
 BAR_P50 = 1.05
@@ -142,7 +142,8 @@ class Cell:
     n: int
     rounds: int = 0
     requests: int = 0
-    disturbed: int = 0  # rounds that gave no times
+    disturbed: int = 0  # rounds, which give no times ...
+    disturbed_used: bool = False  # ... unless too few would be left
     p50: float | None = None
     slowest: float | None = None
     opened_before: float = 0.0  # percent
@@ -170,9 +171,9 @@ def summarise(key: tuple[str, str, int], rounds: list[Round], rtt: float, enough
     cell.errors = [answer.error for answer in answers if answer.error]
     cell.opened_before = 100 * sum(opened_before(a, rtt / 2) for a in answers) / len(answers)
     timed = [r for r in rounds if not r.disturbed]
-    if len(timed) < enough:
-        timed = rounds
     cell.disturbed = len(rounds) - len(timed)
+    if len(timed) < enough:
+        timed, cell.disturbed_used = rounds, True
     times = [answer.seconds / rtt for r in timed for answer in r.answers if not answer.error]
     if times:
         cell.p50, cell.slowest = statistics.median(times), max(times)
@@ -405,6 +406,8 @@ def table(cells: Iterable[Cell]) -> str:
     for cell in cells:
         exchange = "direct, no proxy" if cell.cold else KIND_NAMES[cell.kind]
         verdict = "" if cell.cold else "met" if cell.passes else "**missed**"
+        if cell.disturbed_used:
+            verdict += " (disturbed)"
         if cell.errors:
             verdict += f", {len(cell.errors)} failed"
         times = [f"{t:.3f}" if t is not None else "none" for t in (cell.p50, cell.slowest)]

@@ -73,6 +73,7 @@ class Warmproxy(Process):
     ) -> None:
         self.port = free_port()
         self.admin_port = free_port()
+        self._clients: list[http.client.HTTPConnection] = []
         flags = ["--listen", f"{listen}:{self.port}", "--admin", f"127.0.0.1:{self.admin_port}"]
         if config is not None:
             file = home / "warmproxy.toml"
@@ -149,8 +150,10 @@ class Warmproxy(Process):
         )
 
     def connect(self, timeout: float = 20.0) -> http.client.HTTPConnection:
-        """A client connection that is up, for requests in absolute-form."""
+        """A client connection that is up, for requests in absolute-form; closed at the latest
+        with the daemon."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        self._clients.append(connection)
         connection.connect()
         return connection
 
@@ -197,6 +200,11 @@ class Warmproxy(Process):
             raise
 
     # -- its end
+
+    def stop(self) -> None:
+        for connection in self._clients:
+            connection.close()
+        super().stop()
 
     def terminate(self, how: signal.Signals = signal.SIGTERM) -> int:
         self.signal(how)

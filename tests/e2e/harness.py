@@ -100,7 +100,7 @@ def need(tool: str) -> str:
 # -- ports ------------------------------------------------------------------------------------
 
 # Below the kernel's ephemeral range, so that no outgoing connection can take one.
-_PORTS = range(20000, 30000)
+_PORTS = range(22000, 30000)
 _claims: list[socket.socket] = []
 _claims_lock = threading.Lock()
 
