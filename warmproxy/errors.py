@@ -135,6 +135,21 @@ class DialClosed(DialError):
     result = "closed"
 
 
+class AddressDenied(DialError):
+    """The name led to an address where requests may not go."""
+
+    status = 403
+    token = "destination_ip_prohibited"
+    result = "denied"
+
+
+class DialLoop(DialError):
+    """The dial would lead, or has led, to this proxy itself."""
+
+    token = "proxy_loop_detected"
+    result = "denied"
+
+
 class ConfigError(Exception):
     """What is wrong with the settings: every problem, each one line for a person."""
 

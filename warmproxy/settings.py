@@ -77,6 +77,27 @@ class OriginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "not go together); 0 means never."
         ),
     ] = 3600.0
+    dial_retry_for: Annotated[
+        Seconds,
+        _says(
+            "Seconds that requests go on waiting while an origin that worked within the last 5 "
+            "minutes refuses connections: what a restart takes."
+        ),
+    ] = 1.0
+    idempotency_key: Annotated[
+        bool,
+        _says(
+            "A request with an Idempotency-Key field may be sent a second time like a GET: say "
+            "so only of an upstream that honours the field."
+        ),
+    ] = False
+    stall_timeout: Annotated[
+        Seconds,
+        _says(
+            "Seconds without a byte in either direction after which an unfinished body is given "
+            "up; 0 means never."
+        ),
+    ] = 300.0
     response_timeout: Annotated[
         Seconds,
         _says(
@@ -149,6 +170,48 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "recently go first."
         ),
     ] = 4096
+    max_clients: Annotated[
+        PositiveCount, _says("Client connections at most; more of them wait to be accepted.")
+    ] = 10_000
+    max_clients_per_address: Annotated[
+        Count,
+        _says("Connections of one client address at most, not counting loopback; 0 means any."),
+    ] = 1000
+    max_tunnels: Annotated[
+        PositiveCount, _says("Open CONNECT tunnels at most; one more gets a 503.")
+    ] = 5000
+    tunnel_idle_timeout: Annotated[
+        Seconds,
+        _says("Seconds without a byte after which a tunnel is closed; 0 means never."),
+    ] = 3600.0
+    connect_ports: Annotated[
+        tuple[int, ...],
+        _says(
+            "Ports that CONNECT may go to; empty means any while all listeners are on loopback, "
+            "else 443. Those of configured origins always may."
+        ),
+    ] = ()
+    allow_upstreams: Annotated[
+        tuple[str, ...],
+        _says(
+            "Hosts that requests may go to: names, *.name for all below it, or networks; empty "
+            "means any. Configured origins always may."
+        ),
+    ] = ()
+    deny_upstreams: Annotated[
+        tuple[str, ...],
+        _says(
+            "Networks that requests may not go to, whatever name led there; configured origins "
+            "may. The default is link-local addresses and clouds' metadata services."
+        ),
+    ] = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "100.100.100.200/32", "192.0.0.192/32")
+    admin_hosts: Annotated[
+        tuple[str, ...],
+        _says(
+            "Names by which browsers may reach the admin listener's pages, beside localhost and "
+            "addresses of loopback: what keeps other web sites out."
+        ),
+    ] = ()
     max_origins: Annotated[
         PositiveCount,
         _says(
@@ -159,6 +222,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     client_idle_timeout: Annotated[
         PositiveSeconds, _says("Seconds an idle client connection is kept.")
     ] = 600.0
+    head_timeout: Annotated[
+        PositiveSeconds, _says("Seconds from the first byte of a request's head to its last.")
+    ] = 30.0
     max_head: Annotated[
         int,
         Meta(ge=8192, le=10**9),

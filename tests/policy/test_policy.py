@@ -10,7 +10,7 @@ from warmproxy.policy import retire
 from warmproxy.policy.access import Access
 from warmproxy.policy.backoff import Backoff, DialBudget
 from warmproxy.policy.learn import IdleLimit
-from warmproxy.policy.retry import Prefer, may_repeat, preference
+from warmproxy.policy.retry import Prefer, is_idempotent, may_repeat, preference
 from warmproxy.policy.sizing import Learned
 
 
@@ -91,11 +91,22 @@ def test_lifetimes_are_spread_over_the_last_tenth_and_zero_is_for_ever():
 
 
 def test_only_a_repeatable_request_that_lost_the_idle_race_goes_twice():
-    race = {"was_used": True, "answered": False, "replayable": True, "tries": 1}
-    assert may_repeat(b"GET", **race)
-    assert not may_repeat(b"POST", **race)
-    for change in ({"was_used": False}, {"answered": True}, {"replayable": False}, {"tries": 2}):
-        assert not may_repeat(b"GET", **{**race, **change})
+    race = {"idempotent": True, "was_used": True, "answered": False, "replayable": True, "tries": 1}
+    assert may_repeat(**race)
+    for change in (
+        {"idempotent": False},
+        {"was_used": False},
+        {"answered": True},
+        {"replayable": False},
+        {"tries": 2},
+    ):
+        assert not may_repeat(**{**race, **change})
+
+
+def test_an_idempotency_key_counts_where_the_upstream_is_said_to_honour_it():
+    assert is_idempotent(b"POST", named=True)
+    assert not is_idempotent(b"POST", named=False)
+    assert is_idempotent(b"PUT", named=False)
 
 
 def test_methods_in_lower_case_are_other_methods():

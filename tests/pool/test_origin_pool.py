@@ -166,7 +166,7 @@ def test_one_failed_dial_fails_the_waiter_that_waited_longest_and_no_other():
     for waiter in "ab":
         pool.acquire(waiter, Prefer.USED, 0.0, alive)
         pool.dial_started(0.0)
-    assert pool.dial_failed(REFUSED, 0.0) == "a"
+    assert pool.dial_failed(REFUSED, 0.0) == ["a"]
     assert pool.waiting == 1
     assert pool.plan(0.0).dials == 0, "the other dial is still under way for b"
 
@@ -176,8 +176,50 @@ def test_a_failed_refill_fails_nobody_while_another_dial_covers_the_waiter():
     pool.dial_started(0.0)
     pool.dial_started(0.0)
     pool.acquire("w", Prefer.USED, 0.0, alive)
-    assert pool.dial_failed(REFUSED, 0.0) is None
+    assert pool.dial_failed(REFUSED, 0.0) == []
     assert dial(pool, 7) == "w"
+
+
+def test_an_origin_that_worked_lately_gets_time_to_come_back_and_then_its_waiters_fail():
+    pool = make(0, dial_retry_for=1.0)
+    dial(pool, 1, 0.0)
+    pool.closed(1, CloseReason.UPSTREAM_EOF, 10.0)
+    for waiter in "ab":
+        pool.acquire(waiter, Prefer.USED, 10.0, alive)
+    assert pool.plan(10.0).dials == 2
+    for _ in range(2):
+        pool.dial_started(10.0)
+    assert [pool.dial_failed(REFUSED, 10.0) for _ in range(2)] == [[], []]
+    assert pool.plan(10.0).dials == 0
+    assert pool.plan(10.0).wake_at == pytest.approx(10.05)
+    assert pool.plan(10.05).dials == 1, "one probe for all that wait"
+    pool.dial_started(10.05)
+    assert pool.dial_failed(REFUSED, 10.99) == []
+    pool.dial_started(11.05)
+    assert pool.dial_failed(REFUSED, 11.05) == ["a", "b"]
+    assert pool.tally.retries == {"dial": 3}
+
+
+def test_an_origin_that_comes_back_serves_those_who_waited():
+    pool = make(0)
+    dial(pool, 1, 0.0)
+    pool.closed(1, CloseReason.UPSTREAM_EOF, 10.0)
+    for waiter in "ab":
+        pool.acquire(waiter, Prefer.USED, 10.0, alive)
+    pool.dial_started(10.0)
+    assert pool.dial_failed(REFUSED, 10.0) == []
+    pool.dial_started(10.5)
+    assert pool.dial_succeeded(2, RTT, 10.5) == "a"
+    assert pool.plan(10.5).dials == 1, "b is dialled for at once"
+
+
+def test_an_origin_that_worked_long_ago_fails_at_once():
+    pool = make(0)
+    dial(pool, 1, 0.0)
+    pool.closed(1, CloseReason.UPSTREAM_EOF, 1.0)
+    pool.acquire("w", Prefer.USED, 301.0, alive)
+    pool.dial_started(301.0)
+    assert pool.dial_failed(REFUSED, 301.0) == ["w"]
 
 
 def test_a_full_line_refuses_at_once():

@@ -4,7 +4,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from warmproxy.errors import DialRefused, LimitReached
+from warmproxy.errors import DialRefused, DialTimeout, LimitReached
 from warmproxy.observe import CloseReason, Observer
 from warmproxy.origin import origin
 from warmproxy.policy.backoff import DialBudget
@@ -83,10 +83,20 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def dial_fails(self) -> None:
         self.dialling -= 1
-        waiter = self.pool.dial_failed(DialRefused("refused"), self.now)
+        told = self.pool.dial_failed(DialTimeout("timeout"), self.now)
         uncovered = len(self.waiting) > self.dialling
-        assert waiter == (next(iter(self.waiting)) if uncovered else None)
-        if waiter is not None:
+        assert told == list(self.waiting)[:uncovered]
+        for waiter in told:
+            del self.waiting[waiter]
+
+    @precondition(lambda self: self.dialling)
+    @rule()
+    def dial_is_refused(self) -> None:
+        """An origin that worked lately may be restarting: only who waited long is told."""
+        self.dialling -= 1
+        told = self.pool.dial_failed(DialRefused("refused"), self.now)
+        assert told == list(self.waiting)[: len(told)]
+        for waiter in told:
             del self.waiting[waiter]
 
     @rule(prefer=st.sampled_from(Prefer), dead=st.integers(0, 2))

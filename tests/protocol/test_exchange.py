@@ -5,6 +5,7 @@ import pytest
 from warmproxy.errors import DialRefused
 from warmproxy.origin import origin
 from warmproxy.policy.access import Access
+from warmproxy.policy.destinations import Destinations
 from warmproxy.policy.retry import Prefer
 from warmproxy.protocol.exchange import Exchange, State, Terms
 from warmproxy.protocol.messages import (
@@ -30,6 +31,7 @@ OK = b"HTTP/1.1 200 OK\r\nDate: now\r\nContent-Length: 2\r\n\r\nok"
 def make(max_buffer=64, credentials=None) -> Exchange:
     terms = Terms(
         access=Access((), credentials or {}),
+        destinations=Destinations(connect_ports=(), allow=(), deny=(), configured=()),
         max_head=8192,
         max_buffer=max_buffer,
         pseudonym=b"us",

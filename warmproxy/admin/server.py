@@ -1,11 +1,11 @@
 """The admin listener's HTTP: GET and HEAD, one page after the other, on the daemon's own parser."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 from warmproxy.admin.pages import TEXT, Page
-from warmproxy.errors import BadRequest, WarmproxyError
+from warmproxy.errors import BadRequest, RequestDenied, WarmproxyError
 from warmproxy.protocol.framing import NoBody
 from warmproxy.protocol.headers import judge_request
 from warmproxy.protocol.heads import HeadBuffer, parse_request_head
@@ -15,16 +15,45 @@ from warmproxy.protocol.replies import STATUS_REASONS
 MAX_HEAD = 16384
 
 
+ANY_HOST = ("/metrics", "/healthz", "/readyz")
+"""Pages for programs, which reach the listener by whatever name the platform gives it."""
+
+
+class AdminHosts:
+    """The Host values that pages may be asked for by.
+
+    A web site can make its own name resolve to 127.0.0.1 and have its visitors' browsers ask us
+    (DNS rebinding); what it cannot change is the Host field.
+    """
+
+    def __init__(self, names: Iterable[str], admin: str) -> None:
+        own = admin.rpartition(":")[0]
+        self._names = frozenset(n.lower() for n in (*names, own, "localhost", "[::1]"))
+
+    def check(self, host: str, target: str) -> None:
+        """Raises RequestDenied. `host` is the field's value, with or without a port."""
+        name = host.lower() if host.endswith("]") else host.lower().rpartition(":")[0] or host
+        path = target.partition("?")[0]
+        if path in ANY_HOST or name.lower() in self._names or name.startswith("127."):
+            return
+        raise RequestDenied(
+            f"the admin pages are not served to Host {name!r}; if that is right, add it to"
+            " admin_hosts"
+        )
+
+
 class AdminConnection(asyncio.Protocol):
     """`respond` gets the target and the Accept field of a GET. `open` holds those that live."""
 
     def __init__(
         self,
         respond: Callable[[str, str], Page],
+        hosts: "AdminHosts",
         date: Callable[[], bytes],
         open: set["AdminConnection"],
     ) -> None:
         self._respond = respond
+        self._hosts = hosts
         self._date = date
         self._open = open
         self._input = HeadBuffer(MAX_HEAD, BadRequest)
@@ -55,8 +84,10 @@ class AdminConnection(asyncio.Protocol):
             raise BadRequest(
                 "this is warmproxy's admin listener; the proxy listens on another port"
             )
+        target = head.target.decode("ascii")
+        self._hosts.check(judged.host.decode("ascii"), target)
         accept = next((v for n, v in head.fields if n.lower() == b"accept"), b"")
-        page = self._respond(head.target.decode("ascii"), accept.decode("latin-1"))
+        page = self._respond(target, accept.decode("latin-1"))
         self._send(page, close=not judged.keep_alive, head_only=head.method == b"HEAD")
 
     def _send(self, page: Page, *, close: bool, head_only: bool = False) -> None:

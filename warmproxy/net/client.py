@@ -2,10 +2,12 @@
 
 import asyncio
 import select
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import assert_never, cast
 
-from warmproxy.errors import WarmproxyError
+from warmproxy.errors import LimitReached, WarmproxyError
 from warmproxy.net.housekeeper import Housekeeper, Lease
 from warmproxy.net.tunnel import Tunnel
 from warmproxy.net.upstream import WRITE_BUFFER
@@ -24,6 +26,7 @@ from warmproxy.protocol.messages import (
     ToClient,
     ToUpstream,
 )
+from warmproxy.settings import Settings
 
 LINGER_SECONDS = 2.0
 """How long a client may take to read its last answer while it still sends."""
@@ -39,9 +42,13 @@ class Clients:
     terms: Terms
     observer: Observer
     loop: asyncio.AbstractEventLoop
-    idle_timeout: float
-    access_log: bool
+    settings: Settings
+    when_changed: Callable[[], None]
+    """Called when a connection came or went."""
     open: set["ClientConnection"] = field(default_factory=set)
+    by_address: Counter[str] = field(default_factory=Counter)
+    """Open connections of each client address that is not loopback."""
+    tunnels: int = 0
     draining: bool = False
     none_left: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection goes while draining."""
@@ -64,8 +71,26 @@ class Clients:
             client.abort()
         return len(left)
 
-    def gone(self, client: "ClientConnection") -> None:
-        self.open.discard(client)
+    def came(self, client: "ClientConnection", address: str) -> None:
+        """A connection was accepted. Raises LimitReached where its address has too many."""
+        self.open.add(client)
+        self.when_changed()
+        if self.terms.access.is_loopback(address):
+            return
+        self.by_address[address] += 1
+        most = self.settings.max_clients_per_address
+        if most and self.by_address[address] > most:
+            raise LimitReached(f"{address} has {most} connections open (max_clients_per_address)")
+
+    def gone(self, client: "ClientConnection", address: str) -> None:
+        if client not in self.open:
+            return
+        self.open.remove(client)
+        if address in self.by_address:
+            self.by_address[address] -= 1
+            if not self.by_address[address]:
+                del self.by_address[address]
+        self.when_changed()
         self._look()
 
     def _look(self) -> None:
@@ -78,12 +103,14 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_asked_at",
+        "_client_full",
         "_clients",
         "_exchange",
-        "_exchange_from",
         "_first_byte_due",
         "_lease",
         "_lingers",
+        "_moved",
+        "_pinned",
         "_reading",
         "_since",
         "_transport",
@@ -97,6 +124,11 @@ class ClientConnection(asyncio.Protocol):
         self._tunnel: Tunnel | None = None
         self._reading = True
         self._upstream_full = False
+        self._client_full = False
+        self._pinned = False
+        """The lease stays with this client between its exchanges."""
+        self._moved = 0
+        """Bytes through the tunnel at the last sweep."""
         self._lingers = False
         self._first_byte_due = False
         self._since = clients.loop.time()
@@ -123,11 +155,16 @@ class ClientConnection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
         peername = transport.get_extra_info("peername")
         self._exchange = Exchange(self._clients.terms, peername[0] if peername else "")
-        self._clients.open.add(self)
+        try:
+            self._clients.came(self, self._exchange.client_address)
+        except LimitReached as error:
+            self._run(self._exchange.refuse(error))
         if self._clients.draining:
             self.drain()
 
     def data_received(self, data: bytes) -> None:
+        if not self._exchange.awaits_head:  # a head's time runs from its first byte
+            self._since = self._clients.loop.time()
         self._run(self._exchange.client_data(data))
 
     def eof_received(self) -> bool:
@@ -138,22 +175,24 @@ class ClientConnection(asyncio.Protocol):
         return self._exchange.state is not State.CLOSED or self._lingers
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._clients.gone(self)
+        self._clients.gone(self, self._exchange.client_address)
         self._run(self._exchange.client_lost())
+        self._drop_pinned()
 
     def pause_writing(self) -> None:
+        self._client_full = True
         if self._lease is not None:
             self._lease.connection.pause_reading()
 
     def resume_writing(self) -> None:
+        self._client_full = False
         if self._lease is not None:
             self._lease.connection.resume_reading()
 
     # ── Waiter: the pool's side ──────────────────────────────────────────────────────────────
 
     def lease_ready(self, lease: Lease) -> None:
-        self._take(lease)
-        self._run(self._exchange.leased(lease.was_used))
+        self._run(self._take(lease))
 
     def lease_failed(self, error: WarmproxyError) -> None:
         self._run(self._exchange.lease_failed(error))
@@ -161,13 +200,20 @@ class ClientConnection(asyncio.Protocol):
     # ── Sink: the upstream's side ────────────────────────────────────────────────────────────
 
     def upstream_data(self, data: bytes) -> None:
+        if self._pinned:
+            self._drop_pinned()  # between two exchanges nobody has asked for anything
+            return
+        self._since = self._clients.loop.time()
         if self._first_byte_due:
             self._first_byte_due = False
             assert self._lease is not None
-            self._lease.tally.first_byte.observe(self._clients.loop.time() - self._asked_at)
+            self._lease.tally.first_byte.observe(self._since - self._asked_at)
         self._run(self._exchange.upstream_data(data))
 
     def upstream_ended(self, *, reset: bool) -> None:
+        if self._pinned:
+            self._drop_pinned()
+            return
         self._run(self._exchange.upstream_ended(reset=reset))
 
     def upstream_writable(self, writable: bool) -> None:
@@ -189,23 +235,37 @@ class ClientConnection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Look for what no event tells: called about once a second."""
-        exchange = self._exchange
-        if self._tunnel is not None:
-            return
+        exchange, settings = self._exchange, self._clients.settings
         waited = now - self._since
-        if self._lingers:
+        if self._tunnel is not None:
+            self._sweep_tunnel(self._tunnel, now)
+        elif self._lingers:
             if waited >= LINGER_SECONDS:
                 self._transport.abort()
         elif exchange.state is State.IDLE:
-            if waited >= self._clients.idle_timeout:
+            if exchange.awaits_head:
+                if waited >= settings.head_timeout:
+                    self._run(exchange.head_timed_out())
+            elif waited >= settings.client_idle_timeout:
                 self._transport.close()
-        elif exchange.awaits_response:
+        elif exchange.state is State.FORWARDING:
             assert self._lease is not None
-            limit = self._lease.settings.response_timeout
-            if limit and waited >= limit:
-                self._run(exchange.response_timed_out())
+            upstream = self._lease.settings
+            if exchange.awaits_response:
+                if upstream.response_timeout and waited >= upstream.response_timeout:
+                    self._run(exchange.response_timed_out())
+            elif upstream.stall_timeout and waited >= upstream.stall_timeout:
+                self._run(exchange.stalled())
         elif exchange.state is State.CONNECTING and not self._reading and self._hung_up():
             self._transport.abort()
+
+    def _sweep_tunnel(self, tunnel: Tunnel, now: float) -> None:
+        moved = tunnel.up + tunnel.down
+        limit = self._clients.settings.tunnel_idle_timeout
+        if moved != self._moved:
+            self._moved, self._since = moved, now
+        elif limit and now - self._since >= limit:
+            tunnel.close()
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────
 
@@ -222,7 +282,7 @@ class ClientConnection(asyncio.Protocol):
                 case Acquire():
                     actions += self._acquire(action)
                 case Release():
-                    self._release(action.reusable)
+                    self._release(action)
                 case Answered():
                     self._answered(action)
                 case Retried():
@@ -241,34 +301,53 @@ class ClientConnection(asyncio.Protocol):
         self._adjust_reading()
 
     def _acquire(self, action: Acquire) -> list[Action]:
-        self._asked_at = self._clients.loop.time()
+        clients = self._clients
+        self._asked_at = clients.loop.time()
+        if self._pinned:
+            assert self._lease is not None
+            if action.origin == self._lease.connection.origin and self._lease.is_alive():
+                self._pinned = False
+                self._first_byte_due = True
+                return self._exchange.leased(True, self._lease.settings.idempotency_key)
+            self._drop_pinned()
         try:
-            lease = self._clients.housekeeper.acquire(action.origin, action.prefer, self)
+            if action.origin.scheme == "tcp" and clients.tunnels >= clients.settings.max_tunnels:
+                raise LimitReached(f"{clients.tunnels} tunnels are open (max_tunnels)")
+            lease = clients.housekeeper.acquire(action.origin, action.prefer, self)
         except WarmproxyError as error:
             return self._exchange.lease_failed(error)
-        if lease is None:
-            return []
-        self._take(lease)
-        return self._exchange.leased(lease.was_used)
+        return [] if lease is None else self._take(lease)
 
-    def _take(self, lease: Lease) -> None:
+    def _take(self, lease: Lease) -> list[Action]:
         self._lease = lease
         self._upstream_full = False
         self._first_byte_due = True
         lease.connection.attach(self)
+        if self._client_full:
+            lease.connection.pause_reading()
+        return self._exchange.leased(lease.was_used, lease.settings.idempotency_key)
 
-    def _release(self, reusable: bool) -> None:
-        lease, self._lease = self._lease, None
+    def _release(self, action: Release) -> None:
         self._upstream_full = False
+        if action.pinned:
+            self._pinned = True
+            return
+        lease, self._lease = self._lease, None
         if lease is not None:
-            lease.release(reusable=reusable)
+            lease.release(reusable=action.reusable)
+
+    def _drop_pinned(self) -> None:
+        """The connection that this client has authenticated is of use to nobody else."""
+        if self._pinned:
+            self._pinned = False
+            self._release(Release(reusable=False))
 
     def _answered(self, action: Answered) -> None:
         now = self._clients.loop.time()
         self._since = now
         tally = self._clients.housekeeper.tally(action.origin)
         tally.requests[_CODE_CLASSES[action.status // 100]] += 1
-        if self._clients.access_log:
+        if self._clients.settings.access_log:
             self._clients.observer.answered(
                 self._exchange.client_address,
                 action.method.decode("ascii", "replace"),
@@ -282,6 +361,7 @@ class ClientConnection(asyncio.Protocol):
         lease = self._lease
         assert lease is not None
         lease.tally.tunnels += 1
+        self._clients.tunnels += 1
         ended = self._exchange.client_ended
         self._tunnel = Tunnel(self._transport, lease.connection.transport, self._tunnel_ended)
         self._tunnel.send_early(action.to_upstream, action.to_client)
@@ -293,8 +373,9 @@ class ClientConnection(asyncio.Protocol):
         assert lease is not None
         lease.tally.tunnel_bytes_up += tunnel.up
         lease.tally.tunnel_bytes_down += tunnel.down
-        self._clients.gone(self)
-        self._release(reusable=False)
+        self._clients.gone(self, self._exchange.client_address)
+        self._clients.tunnels -= 1
+        self._release(Release(reusable=False))
 
     def _close(self, how: Close) -> None:
         if how is Close.ABORT:

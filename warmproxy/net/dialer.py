@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import aiohappyeyeballs
 
 from warmproxy.errors import DialError, DialRefused, DialTimeout, DialUnreachable
-from warmproxy.net.resolver import Resolver
+from warmproxy.net.resolver import AddrInfo, Resolver
 from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.origin import Origin
+from warmproxy.policy.destinations import Destinations
 
 ATTEMPT_DELAY = 0.25
 """Seconds between attempts to one name's addresses (RFC 8305, 5: Connection Attempt Delay)."""
@@ -41,14 +42,18 @@ class Dialled:
 
 
 class Dialer:
-    def __init__(self, loop: asyncio.AbstractEventLoop, resolver: Resolver) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, resolver: Resolver, destinations: Destinations
+    ) -> None:
         self._loop = loop
         self._resolver = resolver
+        self._destinations = destinations
 
     async def dial(self, origin: Origin, timeout: float) -> Dialled:
         """Resolve and connect; each may take `timeout` seconds. Raises DialError."""
         started = self._loop.time()
         addresses = await self._resolver.resolve(origin.host, origin.port, timeout)
+        addresses = self._allowed(origin, addresses)
         resolved = self._loop.time()
         sock: socket.socket | None = None
         try:
@@ -60,6 +65,7 @@ class Dialer:
                     loop=self._loop,
                 )
             connected = self._loop.time()
+            self._destinations.check_connected(origin, sock.getsockname()[0], sock.getpeername()[0])
             tune(sock)
             _, connection = await self._loop.create_connection(
                 lambda: UpstreamConnection(origin), sock=sock
@@ -76,6 +82,19 @@ class Dialer:
             if sock is not None:
                 sock.close()
         return Dialled(connection, resolved - started, connected - resolved)
+
+    def _allowed(self, origin: Origin, addresses: list[AddrInfo]) -> list[AddrInfo]:
+        """Those of the addresses where a dial may go. Raises the last one's denial if none may."""
+        allowed, denial = [], None
+        for address in addresses:
+            try:
+                self._destinations.check_address(origin, address[4][0])
+                allowed.append(address)
+            except DialError as error:
+                denial = error
+        if not allowed and denial is not None:
+            raise denial
+        return allowed
 
 
 def tune(sock: socket.socket) -> None:

@@ -51,6 +51,10 @@ class Lease:
     def tally(self) -> Tally:
         return self._pool.tally
 
+    def is_alive(self) -> bool:
+        """The liveness test, for a lease that was kept for a while."""
+        return self.connection.check() is None
+
     @property
     def settings(self) -> OriginSettings:
         return self._pool.settings
@@ -91,6 +95,8 @@ class Housekeeper:
         """Pools whose waiters need a dial that max_connections (all origins) did not allow."""
         self._warmed: dict[Origin, bool] = {}
         self._stopped = False
+        self.scarce = False
+        """Descriptors are running out: dials for requests only."""
 
     # ── for the service ──────────────────────────────────────────────────────────────────────
 
@@ -114,6 +120,18 @@ class Housekeeper:
         for pool in self.registry:
             while (conn := pool.oldest_idle()) is not None:
                 self._ended(pool, conn, CloseReason.SHUTDOWN, now)
+
+    def shed(self, count: int) -> int:
+        """Close up to `count` idle connections, those of the origins used least recently first;
+        how many there were."""
+        now = self._loop.time()
+        for done in range(count):
+            pool = self.registry.least_recent_with_idle()
+            conn = pool.oldest_idle() if pool else None
+            if pool is None or conn is None:
+                return done
+            self._ended(pool, conn, CloseReason.SURPLUS, now)
+        return count
 
     @property
     def open(self) -> int:
@@ -269,13 +287,13 @@ class Housekeeper:
         A request that waits may cost another origin its idle connection; a refill may not, or
         two pools could take turns in emptying each other.
         """
-        if self._open < self._settings.max_connections:
+        if self._open < self._settings.max_connections and not self.scarce:
             return True
         if pool.waiting <= pool.dialling:
             return False
         victim = self.registry.least_recent_with_idle(beside=pool.origin)
         if victim is None:
-            return False
+            return self._open < self._settings.max_connections
         conn = victim.oldest_idle()
         assert conn is not None
         self._ended(victim, conn, CloseReason.SURPLUS, now)
@@ -324,8 +342,7 @@ class Housekeeper:
 
     def _dial_failed(self, pool: Pool, error: DialError) -> None:
         self._freed()
-        waiter = pool.dial_failed(error, self._loop.time())
-        if waiter is not None:
+        for waiter in pool.dial_failed(error, self._loop.time()):
             self._timeouts.pop(waiter).cancel()
             waiter.lease_failed(error)
 

@@ -1,7 +1,9 @@
-"""Listening sockets, bound before anything is said of being ready."""
+"""Listening sockets, bound before anything is said of being ready, and the doors made of them."""
 
+import asyncio
 import errno
 import socket
+from collections.abc import Callable
 from ipaddress import ip_address
 
 from warmproxy.errors import StartError
@@ -35,6 +37,42 @@ def listen(host: str, port: int, *, purpose: str, optional: bool = False) -> soc
         if optional and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
             return None
         raise StartError(f"cannot listen on {where} ({purpose}): {_advice(error, port)}") from error
+
+
+class Doors:
+    """The proxy's listeners. While they are paused, connections wait in the kernel's backlog.
+
+    Pausing closes the loop's copy of each socket and keeps ours: asyncio at the descriptor limit
+    would log one traceback per failed accept (measured: 13 MB in 4 s, half a core).
+    """
+
+    def __init__(
+        self, sockets: list[socket.socket], factory: Callable[[], asyncio.BaseProtocol]
+    ) -> None:
+        self._sockets = sockets
+        self._factory = factory
+        self._servers: list[asyncio.Server] = []
+        self.paused = True
+
+    async def open(self) -> None:
+        """Accept, or accept again."""
+        self.paused = False
+        loop = asyncio.get_running_loop()
+        for sock in self._sockets:
+            self._servers.append(await loop.create_server(self._factory, sock=sock.dup()))
+
+    def pause(self) -> None:
+        self.paused = True
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    def close(self) -> None:
+        """For good: whoever connects now is refused."""
+        self.pause()
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
 
 
 def _advice(error: OSError, port: int) -> str:

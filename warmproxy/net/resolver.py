@@ -3,10 +3,12 @@
 import asyncio
 import socket
 from ipaddress import ip_address
-
-from aiohappyeyeballs import AddrInfoType
+from typing import Any
 
 from warmproxy.errors import DialError, NameNotFound, NameTimeout
+
+AddrInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[Any, ...]]
+"""What getaddrinfo gives: family, type, protocol, canonical name, socket address."""
 
 REMEMBER = 30.0
 """Seconds. getaddrinfo honours hosts and nsswitch, as users expect, but tells no TTL; half a
@@ -18,10 +20,10 @@ class Resolver:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._known: dict[tuple[str, int], tuple[float, list[AddrInfoType]]] = {}
-        self._asking: dict[tuple[str, int], asyncio.Task[list[AddrInfoType]]] = {}
+        self._known: dict[tuple[str, int], tuple[float, list[AddrInfo]]] = {}
+        self._asking: dict[tuple[str, int], asyncio.Task[list[AddrInfo]]] = {}
 
-    async def resolve(self, host: str, port: int, timeout: float) -> list[AddrInfoType]:
+    async def resolve(self, host: str, port: int, timeout: float) -> list[AddrInfo]:
         """The addresses, in the system's order (RFC 6724), never none; `timeout` in seconds.
 
         Raises NameNotFound, NameTimeout, or DialError.
@@ -51,9 +53,9 @@ class Resolver:
         """The addresses led nowhere: ask again next time."""
         self._known.pop((host, port), None)
 
-    async def _ask(self, host: str, port: int) -> list[AddrInfoType]:
+    async def _ask(self, host: str, port: int) -> list[AddrInfo]:
         try:
-            found: list[AddrInfoType] = []
+            found: list[AddrInfo] = []
             found += await self._loop.getaddrinfo(
                 host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
             )
@@ -68,13 +70,13 @@ class Resolver:
         return found
 
 
-def _seen(task: asyncio.Task[list[AddrInfoType]]) -> None:
+def _seen(task: asyncio.Task[list[AddrInfo]]) -> None:
     """Nobody waits for the look-up any more: its failure is no news."""
     if not task.cancelled():
         task.exception()
 
 
-def _literal(host: str, port: int) -> list[AddrInfoType]:
+def _literal(host: str, port: int) -> list[AddrInfo]:
     """A host that is an address needs no look-up."""
     try:
         address = ip_address(host)

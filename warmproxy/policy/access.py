@@ -30,6 +30,9 @@ class Access:
         self._credentials = tuple(f"{u}:{p}".encode() for u, p in credentials.items())
         self._admits = lru_cache(maxsize=4096)(self._in_networks)
 
+    def is_loopback(self, address: str) -> bool:
+        return address.startswith("127.") or address in ("::1", "::ffff:127.0.0.1")
+
     def check_client(self, address: str) -> None:
         """Raises RequestDenied where the client's address is in none of the networks."""
         if self._networks and not self._admits(address):

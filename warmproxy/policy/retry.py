@@ -28,8 +28,14 @@ def preference(method: bytes) -> Prefer:
     return Prefer.USED if method in IDEMPOTENT else Prefer.FRESH
 
 
+def is_idempotent(method: bytes, *, named: bool) -> bool:
+    """Whether applying the request twice does no more than applying it once. `named`: it has an
+    Idempotency-Key, and the upstream's settings say that it honours those."""
+    return named or method in IDEMPOTENT
+
+
 def may_repeat(
-    method: bytes, *, was_used: bool, answered: bool, replayable: bool, tries: int
+    *, idempotent: bool, was_used: bool, answered: bool, replayable: bool, tries: int
 ) -> bool:
     """Whether a request whose connection died may be sent once more.
 
@@ -37,4 +43,4 @@ def may_repeat(
     (1xx included) came. `replayable`: all that was sent is still at hand. `tries`: how often it
     was sent so far.
     """
-    return method in IDEMPOTENT and was_used and not answered and replayable and tries == 1
+    return idempotent and was_used and not answered and replayable and tries == 1

@@ -11,7 +11,8 @@ A state is the shelf where a connection is; a connection is on exactly one. Rule
 * `plan` is level-triggered: the shortage is computed from what is, so that no lost event can lose
   a refill, and asking twice gives the same answer.
 * A dial belongs to the pool. Waiters are served first come first served by whatever connection
-  comes first; one failed dial fails at most one waiter, the one that waited longest.
+  comes first; one failed dial fails at most one waiter, the one that waited longest. While an
+  origin restarts (it worked lately and refuses now) waiters wait on, for dial_retry_for.
 * A release never evicts for surplus (that would cost one dial per request): surplus leaves by age.
 * Replace before retire: a connection that is due counts as missing, and goes when its successor
   is there. One of each kind that is due by a *learned* limit stays behind as the canary, on no
@@ -22,11 +23,11 @@ Connections (`C`) and waiters (`W`) are opaque here; times are seconds of one mo
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from math import inf
 from typing import Generic, TypeVar
 
-from warmproxy.errors import DialError, LimitReached
+from warmproxy.errors import DialError, DialRefused, LimitReached
 from warmproxy.observe import CloseReason, Observer, Outcome, Tally
 from warmproxy.origin import Origin
 from warmproxy.policy import retire
@@ -38,6 +39,11 @@ from warmproxy.settings import OriginSettings
 
 C = TypeVar("C")
 W = TypeVar("W")
+
+WORKED_WITHIN = 300.0
+"""Seconds: an origin that worked so recently and refuses is likely being restarted."""
+RETRY_PAUSE = 0.05
+"""Seconds between the dials of waiters while it is."""
 
 
 @dataclass(slots=True)
@@ -120,6 +126,9 @@ class OriginPool(Generic[C, W]):
         """Fresh connections that go if they are surplus."""
         self._accounted = now
         self._rtt = 0.0
+        self._worked_at = -inf
+        self._retry_at = -inf
+        """While an origin restarts: when its waiters' next dial, one for all, may go."""
 
     # ── what is ──────────────────────────────────────────────────────────────────────────────
 
@@ -222,7 +231,7 @@ class OriginPool(Generic[C, W]):
         self.account(now)
         entry = self._active.pop(conn)
         entry.used = True
-        entry.since = now
+        entry.since = self._worked_at = now
         self.churn.succeeded()
         return self._offer(conn, entry, now, Outcome.WAITED)
 
@@ -271,12 +280,17 @@ class OriginPool(Generic[C, W]):
         self.tally.dials["ok"] += 1
         if failures := self.dial_failures.succeeded():
             self._observer.dial_recovered(self.origin, failures)
+        self._worked_at, self._retry_at = now, -inf
         self._rtt = min(self._rtt, cost) or cost
         entry = _Entry(now, retire.lifetime(self.settings.max_age, self._rng), cost, now)
         return self._offer(conn, entry, now, Outcome.DIALLED)
 
-    def dial_failed(self, error: DialError, now: float) -> W | None:
-        """No connection; the waiter returned, if any, is to be told so."""
+    def dial_failed(self, error: DialError, now: float) -> list[W]:
+        """No connection; the waiters returned are to be told so.
+
+        An origin that worked lately and refuses now gets dial_retry_for to come back: until a
+        request has waited as long, it goes on waiting.
+        """
         self.account(now)
         self.dialling -= 1
         self.tally.dials[error.result] += 1
@@ -285,11 +299,18 @@ class OriginPool(Generic[C, W]):
         if failures.failed(now):
             retry_in = failures.not_before - now
             self._observer.dial_failed(self.origin, error, failures.failures, retry_in)
-        if len(self._waiting) <= self.dialling:
-            return None
-        waiter, _ = self._waiting.popitem(last=False)
-        self.tally.acquires[Outcome.FAILED] += 1
-        return waiter
+        if isinstance(error, DialRefused) and now - self._worked_at < WORKED_WITHIN:
+            self._retry_at = now + RETRY_PAUSE
+            patience = self.settings.dial_retry_for
+            told = [waiter for waiter, w in self._waiting.items() if now - w.since >= patience]
+            if len(told) < len(self._waiting):
+                self.tally.retries["dial"] += 1
+        else:
+            told = list(islice(self._waiting, len(self._waiting) > self.dialling))
+        for waiter in told:
+            del self._waiting[waiter]
+        self.tally.acquires[Outcome.FAILED] += len(told)
+        return told
 
     def dial_cancelled(self) -> None:
         """The daemon stops."""
@@ -304,7 +325,7 @@ class OriginPool(Generic[C, W]):
         evict = self._evictions(target)
         # the room that an eviction makes is there once it is carried out: a canary makes none
         room = self.settings.max_connections - self.open
-        for_waiters = max(0, len(self._waiting) - self.dialling)
+        for_waiters, waiters_at = self._dials_for_waiters(now)
         if for_waiters > room:
             # only requests that will not take a used connection wait beside one: it makes room
             gone = {conn for conn, _ in evict}
@@ -313,7 +334,7 @@ class OriginPool(Generic[C, W]):
             room += len(oldest)
         for_waiters = max(0, min(for_waiters, room))
         refills, retry_at = self._refills(target, room - for_waiters, now)
-        wake_at = min(self._check_at, self.sizing.changes_at(now), retry_at)
+        wake_at = min(self._check_at, self.sizing.changes_at(now), retry_at, waiters_at)
         return Plan(for_waiters + refills, tuple(evict), wake_at)
 
     def account(self, now: float) -> None:
@@ -415,6 +436,15 @@ class OriginPool(Generic[C, W]):
         """The connection is no longer idle: what was judged of it holds no more."""
         self._due.pop(conn, None)
         self._stale.pop(conn, None)
+
+    def _dials_for_waiters(self, now: float) -> tuple[int, float]:
+        """Dials that requests wait for and none under way covers, and when more may start."""
+        uncovered = max(0, len(self._waiting) - self.dialling)
+        if not uncovered or self._retry_at == -inf:
+            return uncovered, inf
+        if now < self._retry_at:
+            return 0, self._retry_at
+        return max(0, 1 - self.dialling), inf  # one probe says as much as a hundred
 
     def _refills(self, target: int, room: int, now: float) -> tuple[int, float]:
         """Dials to reach the target, and when more of them may start."""

@@ -71,7 +71,7 @@ class Registry(Generic[C, W]):
         del self._pools[pool.origin]
         self.forgotten.add(pool.tally)
 
-    def least_recent_with_idle(self, beside: Origin) -> OriginPool[C, W] | None:
+    def least_recent_with_idle(self, beside: Origin | None = None) -> OriginPool[C, W] | None:
         """Whose idle connection makes room under the global cap: not configured origins first."""
         pools = [p for p in self if p.origin != beside and p.oldest_idle() is not None]
         others = (p for p in pools if p.origin not in self.configured)

@@ -24,7 +24,7 @@ carries the actions out in order and keeps `wants_data` in mind when it reads.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from warmproxy.errors import (
@@ -38,7 +38,8 @@ from warmproxy.errors import (
 )
 from warmproxy.origin import Origin
 from warmproxy.policy.access import Access
-from warmproxy.policy.retry import IDEMPOTENT, Prefer, may_repeat, preference
+from warmproxy.policy.destinations import Destinations
+from warmproxy.policy.retry import Prefer, is_idempotent, may_repeat, preference
 from warmproxy.protocol.framing import Framing, FramingError, NoBody
 from warmproxy.protocol.headers import (
     JudgedRequest,
@@ -65,8 +66,11 @@ from warmproxy.protocol.messages import (
     ToClient,
     ToUpstream,
 )
-from warmproxy.protocol.replies import CONNECTED, reply
+from warmproxy.protocol.replies import CONNECTED, last_hop, reply
 from warmproxy.protocol.target import Route, Tunnel, parse_target
+
+HTTP_10_REMEMBERED = 1000
+"""Origins; whoever uses more that speak HTTP/1.0 loses the memory of all."""
 
 INTERIM_LIMIT = 100
 """1xx responses that one request may get before the upstream counts as broken."""
@@ -77,12 +81,15 @@ class Terms:
     """What is the same for all exchanges of this daemon."""
 
     access: Access
+    destinations: Destinations
     max_head: int
     max_buffer: int
     pseudonym: bytes
     """Our name in Via: unlike any other proxy's, so that loops are seen."""
     date: Callable[[], bytes]
     """The current Date field value."""
+    http_10: set[Origin] = field(default_factory=set)
+    """Origins that answered in HTTP/1.0 lately: no chunks to them (RFC 9112, 6.1)."""
 
 
 class State(Enum):
@@ -104,11 +111,13 @@ class Exchange:
         "_head_out",
         "_held",
         "_held_size",
+        "_idempotent",
         "_input",
         "_interims",
         "_judged",
         "_keep_alive",
         "_out",
+        "_pinned_to",
         "_request",
         "_responding",
         "_response",
@@ -135,6 +144,8 @@ class Exchange:
         self._client_ended = False
         self._draining = False
         self._out: list[Action] = []
+        self._pinned_to: Origin | None = None
+        """The origin whose connection this client has authenticated as a whole."""
         self._reset()
 
     def _reset(self) -> None:
@@ -147,6 +158,7 @@ class Exchange:
         """The body as sent so far, while a second try may need it; None when it grew too long."""
         self._held_size = 0
         self._tries = 0
+        self._idempotent = False
         self._was_used = False
         self._upstream_spoke = False
         self._interims = 0
@@ -180,6 +192,10 @@ class Exchange:
     def awaits_response(self) -> bool:
         """The whole request was sent and not one byte came back."""
         return self.state is State.FORWARDING and self._body.done and not self._upstream_spoke
+
+    @property
+    def is_forwarding(self) -> bool:
+        return self.state is State.FORWARDING
 
     @property
     def awaits_head(self) -> bool:
@@ -229,13 +245,23 @@ class Exchange:
             self._close(Close.FLUSH)
         return self._take()
 
+    def refuse(self, error: WarmproxyError) -> list[Action]:
+        """Answer before anything was asked: there is no room for this client."""
+        self._answer(error)
+        return self._take()
+
     # ── events from the pool ─────────────────────────────────────────────────────────────────
 
-    def leased(self, was_used: bool) -> list[Action]:
-        """The connection that Acquire asked for; `was_used`: it served a request before."""
+    def leased(self, was_used: bool, honours_key: bool = False) -> list[Action]:
+        """The connection that Acquire asked for; `was_used`: it served a request before.
+        `honours_key`: the upstream is said to honour Idempotency-Key."""
         assert self.state is State.CONNECTING
+        assert self._request is not None
+        assert self._judged is not None
         self._was_used = was_used
         self._tries += 1
+        named = honours_key and self._judged.idempotency_key
+        self._idempotent = is_idempotent(self._request.method, named=named)
         if isinstance(self._route, Tunnel):
             self.state = State.TUNNEL
             early, self._ahead = self._ahead, b""
@@ -282,10 +308,9 @@ class Exchange:
                 self._out.append(Release(reusable=False))
                 self._close(Close.ABORT if self._ends_by_close() else Close.FLUSH)
             return self._take()
-        assert self._request is not None
         self._out.append(Release(reusable=False))
         if may_repeat(
-            self._request.method,
+            idempotent=self._idempotent,
             was_used=self._was_used,
             answered=self._upstream_spoke,
             replayable=self._held is not None,
@@ -297,7 +322,28 @@ class Exchange:
         else:
             how = "reset the connection" if reset else "closed the connection"
             when = "inside a response's head" if self._upstream_spoke else "before it answered"
-            self._answer(UpstreamGone(f"{self.origin} {how} {when}"))
+            unsure = "" if self._idempotent else "; whether it was applied is not known"
+            self._answer(UpstreamGone(f"{self.origin} {how} {when}{unsure}"))
+        return self._take()
+
+    def head_timed_out(self) -> list[Action]:
+        """The client has begun a head and not ended it within head_timeout."""
+        if self.awaits_head:
+            self._reset()
+            self._answer(BadRequest("the request's head took too long (head_timeout)", status=408))
+        return self._take()
+
+    def stalled(self) -> list[Action]:
+        """Nothing has moved in either direction for stall_timeout."""
+        if self.state is not State.FORWARDING:
+            return self._take()
+        self._out.append(Release(reusable=False))
+        if self._responding:
+            self._close(Close.ABORT if self._ends_by_close() else Close.FLUSH)
+        elif not self._body.done:
+            self._answer(BadRequest("the request's body stalled (stall_timeout)", status=408))
+        else:
+            self._answer(ResponseTimeout(f"{self.origin} stalled inside a response's head"))
         return self._take()
 
     def response_timed_out(self) -> list[Action]:
@@ -330,7 +376,17 @@ class Exchange:
         terms.access.check_credentials(judged.proxy_authorization)
         if loops(judged, terms.pseudonym):
             raise LoopDetected("this request has already been through this proxy")
+        terms.destinations.check_origin(route.origin)
         self._route = route
+        if judged.max_forwards == 0:
+            self._end_here(head, judged)
+            return
+        if judged.chunked and route.origin in terms.http_10:
+            raise BadRequest(
+                f"{route.origin} speaks HTTP/1.0 and needs to be told the body's length", status=411
+            )
+        if route.origin != self._pinned_to:
+            self._pinned_to = None
         self.state = State.CONNECTING
         if isinstance(route, Tunnel):
             self._ahead = rest
@@ -372,8 +428,7 @@ class Exchange:
 
     def _stop_holding(self) -> None:
         """Forget the sent body where no second try can come or it is too long to keep."""
-        assert self._request is not None
-        if self._held_size > self._terms.max_buffer or self._request.method not in IDEMPOTENT:
+        if self._held_size > self._terms.max_buffer or not self._idempotent:
             self._held = None
             self._held_size = 0
 
@@ -385,6 +440,7 @@ class Exchange:
         while (found := self._response_heads.feed(data)) is not None:
             block, data = found
             head = parse_response_head(block)
+            self._remember_version(head.version)
             client_10 = self._request.version == b"1.0"
             judged = judge_response(head, self._request.method, decode=client_10)
             if judged.interim:
@@ -403,6 +459,9 @@ class Exchange:
                 # an upstream that closes with the upload under way wants no more of it
                 going_on = self._body.done or judged.reusable
                 self._keep_alive = going_on and not judged.until_close and not self._is_last()
+                if self._tries > 1:
+                    # a parameter of our own; RFC 9209, 2.1 has those ignored
+                    judged.fields = [*judged.fields, (b"Proxy-Status", b"warmproxy; retried")]
                 self._response_bytes(self._write(head, judged, self._keep_alive), data)
                 return
 
@@ -418,15 +477,33 @@ class Exchange:
             self._response_done(reusable=response.reusable and not rest)
 
     def _response_done(self, *, reusable: bool) -> None:
+        assert self._response is not None
+        assert self._judged is not None
+        if self._response.connection_auth or self._judged.connection_auth:
+            self._pinned_to = self.origin
         request_done = self._body.done
-        self._out.append(Release(reusable and request_done))
+        go_on = request_done and self._keep_alive and not self._is_last()
+        pinned = self._pinned_to is not None
+        # authenticated as a whole, a connection is of use to this client or to nobody
+        reusable = reusable and request_done and (go_on or not pinned)
+        self._out.append(Release(reusable, pinned=pinned and reusable))
         self._answered(self._status, None)
         if not request_done:
             self._close(Close.LINGER)
-        elif self._keep_alive and not self._is_last():
+        elif go_on:
             self.state = State.IDLE
         else:
             self._close(Close.FLUSH)
+
+    def _remember_version(self, version: bytes) -> None:
+        origin, known = self.origin, self._terms.http_10
+        assert origin is not None
+        if version == b"1.0":
+            if len(known) >= HTTP_10_REMEMBERED:
+                known.clear()
+            known.add(origin)
+        elif known:
+            known.discard(origin)
 
     def _switch(self, head: ResponseHead, judged: JudgedResponse, rest: bytes) -> None:
         """101: from here on both sides speak another protocol."""
@@ -481,13 +558,28 @@ class Exchange:
             # what came after a refused CONNECT was meant for a tunnel
             and not (request is not None and request.method == b"CONNECT" and self._ahead)
         )
-        head_only = request is not None and request.method == b"HEAD"
-        date = self._terms.date()
-        self._out.append(ToClient(reply(error, close=not go_on, head_only=head_only, date=date)))
+        answer = reply(
+            error,
+            close=not go_on,
+            head_only=request is not None and request.method == b"HEAD",
+            date=self._terms.date(),
+            retried=self._tries > 1,
+        )
+        self._out.append(ToClient(answer))
         self._answered(error.status, error)
         if go_on:
             self.state = State.IDLE
         else:
+            self._close(Close.LINGER)
+
+    def _end_here(self, head: RequestHead, judged: JudgedRequest) -> None:
+        """Max-Forwards: 0 makes us the one who answers (RFC 9110, 7.6.2)."""
+        go_on = self._body.done and not self._is_last()
+        date = self._terms.date()
+        answer = last_hop(head.method, head.target, judged.fields, close=not go_on, date=date)
+        self._out.append(ToClient(answer))
+        self._answered(200, None)
+        if not go_on:
             self._close(Close.LINGER)
 
     def _answered(self, status: int, error: WarmproxyError | None) -> None:

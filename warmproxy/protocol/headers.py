@@ -39,9 +39,11 @@ MAX_FIELDS = 1000
 
 # Fields that the pass over a head stops at; all others are kept without a further look.
 _REQUEST_FIELDS = HOP_BY_HOP | {
+    b"authorization",
     b"content-length",
     b"expect",
     b"host",
+    b"idempotency-key",
     b"max-forwards",
     b"proxy-authorization",
     b"via",
@@ -89,6 +91,10 @@ class JudgedRequest:
     max_forwards: int | None
     """As received, for TRACE and OPTIONS; 0 means that we have to answer (RFC 9110, 7.6.2)."""
     proxy_authorization: bytes | None
+    connection_auth: bool
+    """NTLM or Negotiate: what they prove holds for the whole connection."""
+    idempotency_key: bool
+    """The client names the request, so that the upstream can tell a repetition."""
 
 
 @dataclass(slots=True)
@@ -135,6 +141,7 @@ def judge_request(head: RequestHead) -> JudgedRequest:
     via: list[bytes] | None = None
     max_forwards: int | None = None
     proxy_authorization: bytes | None = None
+    connection_auth = idempotency_key = False
 
     for field in head.fields:
         name = field[0].lower()
@@ -173,6 +180,12 @@ def judge_request(head: RequestHead) -> JudgedRequest:
             if proxy_authorization is not None:
                 raise BadRequest("more than one Proxy-Authorization")
             proxy_authorization = value
+        elif name == b"authorization":
+            kept.append(field)
+            connection_auth = _CONNECTION_AUTH.match(value) is not None
+        elif name == b"idempotency-key":
+            kept.append(field)
+            idempotency_key = True
         elif name == b"max-forwards":
             if not counts_hops:
                 kept.append(field)
@@ -215,6 +228,8 @@ def judge_request(head: RequestHead) -> JudgedRequest:
         via or (),
         max_forwards,
         proxy_authorization,
+        connection_auth,
+        idempotency_key,
     )
 
 

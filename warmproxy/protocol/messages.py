@@ -53,9 +53,14 @@ class ToClient:
 
 @dataclass(slots=True)
 class Release:
-    """The exchange is over for the leased connection."""
+    """The exchange is over for the leased connection.
+
+    `pinned`: it was authenticated as a whole (NTLM, Negotiate), so it stays with this client for
+    its next request to the same origin, and is never reused by another (RFC 9110, 3.3).
+    """
 
     reusable: bool
+    pinned: bool = False
 
 
 @dataclass(slots=True)

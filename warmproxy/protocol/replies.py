@@ -5,10 +5,11 @@ Proxy-Status (RFC 9209), and to people by a line of text, with a second one on w
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from warmproxy.errors import WarmproxyError
+from warmproxy.protocol.messages import Field
 
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 """The answer to a CONNECT that worked. It says nothing about a body (RFC 9110, 9.3.6)."""
@@ -22,6 +23,8 @@ STATUS_REASONS: Mapping[int, str] = MappingProxyType(
         405: "Method Not Allowed",
         407: "Proxy Authentication Required",
         408: "Request Timeout",
+        411: "Length Required",
+        413: "Content Too Large",
         414: "URI Too Long",
         431: "Request Header Fields Too Large",
         500: "Internal Server Error",
@@ -97,6 +100,31 @@ def reply(
         lines.append("Connection: close")
     head = ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
     return head if head_only else head + body
+
+
+def last_hop(
+    method: bytes, target: bytes, fields: Sequence[Field], *, close: bool, date: bytes
+) -> bytes:
+    """The whole answer to TRACE or OPTIONS with Max-Forwards: 0, which end here (RFC 9110, 7.6.2).
+
+    TRACE gets its own head back, without what should not travel (RFC 9110, 9.3.8).
+    """
+    lines = [b"HTTP/1.1 200 OK", b"Date: " + date]
+    body = b""
+    if method == b"TRACE":
+        sent = [b"TRACE %b HTTP/1.1" % target]
+        sent += [b"%b: %b" % f for f in fields if f[0].lower() not in _NOT_TRACED]
+        body = b"\r\n".join([*sent, b"", b""])
+        lines.append(b"Content-Type: message/http")
+    else:
+        lines.append(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE, CONNECT")
+    lines.append(b"Content-Length: %d" % len(body))
+    if close:
+        lines.append(b"Connection: close")
+    return b"\r\n".join([*lines, b"", body])
+
+
+_NOT_TRACED = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
 
 
 def _body(error: WarmproxyError, phrase: str) -> bytes:
