@@ -80,7 +80,9 @@ def test_check_shows_what_holds_and_where_it_is_from(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     first, *lines = done.stdout.splitlines()
     assert first == "# valid; file: config/warmproxy.toml"
-    assert len({(line.index(" = "), line.index("   # ")) for line in lines}) == 1
+    assert len({line.index(" = ") for line in lines}) == 1
+    # one list is too long for the column, and stands out alone
+    assert len({line.index("   # ") for line in lines if "deny_upstreams" not in line}) == 1
     rows = {re.sub(" +", " ", line) for line in lines}
     assert rows >= {
         'listen = ["127.0.0.1:1", "[::1]:1"] # --listen',

@@ -24,6 +24,7 @@ from warmproxy.settings import (
     OriginSettings,
     Settings,
     UpstreamSettings,
+    check_host_pattern,
     check_network,
     describe,
     is_loopback,
@@ -311,11 +312,17 @@ class _Loader:
         return None
 
     def check_networks(self) -> None:
-        for text, place in self.each("allow_clients"):
-            try:
-                check_network(text)
-            except ValueError as error:
-                self.about("allow_clients", place, str(error))
+        checks = (
+            ("allow_clients", check_network),
+            ("deny_upstreams", check_network),
+            ("allow_upstreams", check_host_pattern),
+        )
+        for key, check in checks:
+            for text, place in self.each(key):
+                try:
+                    check(text)
+                except ValueError as error:
+                    self.about(key, place, str(error))
 
     def check_counts(self) -> None:
         total = 0
@@ -396,12 +403,12 @@ def _unknown_key(name: str, table: str) -> str:
             return f"'{name}' belongs at the top level, above the first [table]"
         where = " or ".join(_PLACES[other].removeprefix("in ") for other in elsewhere)
         return f"'{name}' belongs in {where}, not {_PLACES[table]}"
-    for other in dict.fromkeys((table, *TABLES)):
-        close = _closest(name, TABLES[other])
-        if close is not None:
-            where = "" if other == table else f" {_PLACES[other]}"
-            return f"unknown key {shown(name)}; did you mean '{close}'{where}?"
-    return f"unknown key {shown(name)}"
+    close = _closest(name, {key: None for other in (table, *TABLES) for key in TABLES[other]})
+    if close is None:
+        return f"unknown key {shown(name)}"
+    place = next(other for other in (table, *TABLES) if close in TABLES[other])
+    where = "" if place == table else f" {_PLACES[place]}"
+    return f"unknown key {shown(name)}; did you mean '{close}'{where}?"
 
 
 def _unknown_table(name: str) -> str:

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.inspect import BoolType, FloatType, IntType, LiteralType, StrType, VarTupleType
 
-from warmproxy.origin import Origin, origin_of_url
+from warmproxy.origin import Origin, normalise_host, origin_of_url
 
 SETTINGS_ENV_PREFIX = "WARMPROXY_"
 
@@ -185,7 +185,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _says("Seconds without a byte after which a tunnel is closed; 0 means never."),
     ] = 3600.0
     connect_ports: Annotated[
-        tuple[int, ...],
+        tuple[Annotated[int, Meta(ge=1, le=65535)], ...],
         _says(
             "Ports that CONNECT may go to; empty means any while all listeners are on loopback, "
             "else 443. Those of configured origins always may."
@@ -204,7 +204,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "Networks that requests may not go to, whatever name led there; configured origins "
             "may. The default is link-local addresses and clouds' metadata services."
         ),
-    ] = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "100.100.100.200/32", "192.0.0.192/32")
+    ] = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254", "100.100.100.200", "192.0.0.192")
     admin_hosts: Annotated[
         tuple[str, ...],
         _says(
@@ -294,7 +294,9 @@ class Field:
                 except ValueError:
                     pass  # a text is no number, and that is what will be said
             case VarTupleType():
-                value = [part for part in re.split(r"[\s,]+", text) if part]
+                parts = [part for part in re.split(r"[\s,]+", text) if part]
+                whole = isinstance(self._kind.item_type, IntType)
+                value = [int(p) if whole and p.isascii() and p.isdigit() else p for p in parts]
         return self.convert(value)
 
     def _must_be(self, value: object) -> str:
@@ -341,6 +343,8 @@ def _words(kind: msgspec.inspect.Type) -> str:
             return "a string"
         case VarTupleType(item_type=StrType()):
             return "a list of strings"
+        case VarTupleType(item_type=IntType(ge=ge, le=le)):
+            return f"a list of whole numbers from {ge} to {le}"
         case VarTupleType():
             return "tables, [[upstream]]"
         case _:
@@ -473,6 +477,19 @@ def parse_address(text: str) -> tuple[str, int]:
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a host that `parse_address` gave."""
     return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
+def check_host_pattern(text: str) -> None:
+    """Raises ValueError, with a sentence for the user, where it is no name, *.name or network."""
+    if "/" in text or ":" in text or text.replace(".", "").isdigit():
+        check_network(text)
+        return
+    try:
+        normalise_host(text.removeprefix("*."))
+    except ValueError:
+        raise ValueError(
+            f"{shown(text)} is no host; for example api.example.com, *.example.com or 10.0.0.0/8"
+        ) from None
 
 
 def check_network(text: str) -> None:

@@ -30,6 +30,14 @@ DEVICE = "link0"
 libc = ctypes.CDLL(None, use_errno=True)
 
 
+def go_first() -> None:
+    """Give us, and all that we start from now on, precedence over other work on the machine."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except OSError:
+        pass  # not allowed in some containers; the figures say how much was disturbed
+
+
 def spawn(command: Sequence[str], cpu: int, **options: object) -> subprocess.Popen[bytes]:
     """Start a program on one core; it dies with us, whatever kills us."""
 

@@ -3,8 +3,8 @@
     origin.py IDLE_SECONDS PORT...
 
 Every answer carries X-Accepted (CLOCK_MONOTONIC seconds, comparable in all namespaces of one
-machine). `GET /port/N` tells about the connections of port N: the lives of the latest ones, as
-[accepted, ended or null], and when each open one will be closed if it stays idle.
+machine). `GET /port/N` tells the lives of the latest connections of port N, as
+[accepted, ended or null].
 """
 
 import asyncio
@@ -27,7 +27,6 @@ class Connection(asyncio.Protocol):
     lives_on: ClassVar[defaultdict[int, deque[list[float | None]]]] = defaultdict(
         lambda: deque(maxlen=400)
     )
-    open_on: ClassVar[defaultdict[int, set["Connection"]]] = defaultdict(set)
 
     def __init__(self, accepted: float) -> None:
         self.accepted = accepted
@@ -38,7 +37,6 @@ class Connection(asyncio.Protocol):
         self.received = b""
         self.life = [self.accepted, None]
         self.lives_on[self.port].append(self.life)
-        self.open_on[self.port].add(self)
         self.timer = asyncio.get_running_loop().call_later(self.idle, transport.close)
 
     def data_received(self, data: bytes) -> None:
@@ -50,21 +48,18 @@ class Connection(asyncio.Protocol):
     def answer(self, target: str) -> None:
         self.timer.cancel()
         self.timer = asyncio.get_running_loop().call_later(self.idle, self.transport.close)
-        body = self.report(int(target[6:])) if target.startswith("/port/") else BODY
+        body = BODY
+        if target.startswith("/port/"):
+            body = json.dumps({"lives": list(self.lives_on[int(target[6:])])}).encode()
         head = (
             f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n"
             f"X-Accepted: {self.accepted:.6f}\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
 
-    def report(self, port: int) -> bytes:
-        closes_at = [connection.timer.when() for connection in self.open_on[port]]
-        return json.dumps({"lives": list(self.lives_on[port]), "closes_at": closes_at}).encode()
-
     def connection_lost(self, exc: Exception | None) -> None:
         self.timer.cancel()
         self.life[1] = time.monotonic()
-        self.open_on[self.port].discard(self)
 
 
 def accept(listener: socket.socket, starting: set[asyncio.Task[object]]) -> None:

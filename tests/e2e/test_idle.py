@@ -68,6 +68,42 @@ def test_a_408_that_meets_the_request_is_not_its_answer(warmproxy, origin) -> No
     assert web.requests[0].connection not in before
 
 
+def test_bytes_behind_an_answer_are_not_the_next_one(warmproxy, origin) -> None:
+    """What an origin sends behind a complete answer is nobody's: the connection ends with it and
+    the next request gets its own answer from another one."""
+    web = origin()
+    usual = web.answer
+
+    def talk_on(connection, request) -> None:
+        usual(connection, request)
+        if request.target == "/first":
+            connection.send(ANSWER_408)
+
+    web.answer = talk_on
+    proxy = warmproxy("--warm", f"{web.url}=2")
+    client = proxy.connect()
+    for target in ("/first", "/second", "/third"):
+        reply = fetch_on(client, f"{web.url}{target}")
+        assert (reply.status, reply.text) == (200, web.greeting)
+    first, second, third = web.requests
+    assert second.connection is third.connection is not first.connection
+    eventually(lambda: first.connection.ended, says=lambda: first.connection)
+
+
+def test_a_tls_alert_on_an_idle_connection_has_its_own_reason(warmproxy, origin) -> None:
+    """A TLS server that alerts on a connection without a ClientHello: ended under `tls_alert`,
+    replaced, and nothing of it reaches a tunnel."""
+    web = origin()
+    url = f"https://{web.authority}"
+    proxy = warmproxy("--warm", f"{url}=2")
+    alerted, _ = web.wait_open(2)
+    alerted.say(b"\x15\x03\x03\x00\x02\x02\x28")
+    eventually(lambda: closed(proxy, url, "tls_alert") == 1, says=proxy.pools)
+    eventually(lambda: alerted.ended, says=lambda: alerted)
+    wait_warm(proxy, url, 2)
+    assert proxy.pool(url)["last_close"]["reason"] == "tls_alert"
+
+
 def _unread_bytes(port: int) -> int:
     """In the receive queues of our sockets whose other end is `port`."""
     unread = 0
@@ -153,7 +189,7 @@ def test_closed_and_replaced_within_100_ms(warmproxy, origin) -> None:
     proxy = warmproxy("--warm", f"{web.url}={width}")
     victims = web.wait_open(width)
     # What ends younger than that is the origin's whim, and replaced with more patience.
-    eventually(lambda: proxy.pool(web.url)["oldest_age"] >= 0.6)
+    eventually(lambda: proxy.pool(web.url)["oldest_age"] >= 0.7)
     with CloseWaitWatch(web.port) as watch:
         began = time.monotonic()
         for victim in victims:
