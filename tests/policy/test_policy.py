@@ -80,14 +80,16 @@ def test_a_canary_that_lives_longer_lifts_the_limit():
 
 
 def test_the_nearer_of_age_and_idle_limit_names_the_reason():
-    assert retire.due(0.0, 100.0, 50.0, 10.0) == retire.Due(60.0, CloseReason.IDLE_LIMIT)
-    assert retire.due(0.0, 100.0, 95.0, 10.0) == retire.Due(100.0, CloseReason.MAX_AGE)
+    assert retire.due(0.0, 50.0, 1.0, 100.0, 10.0) == retire.Due(60.0, CloseReason.IDLE_LIMIT)
+    assert retire.due(0.0, 95.0, 1.0, 100.0, 10.0) == retire.Due(100.0, CloseReason.MAX_AGE)
 
 
-def test_lifetimes_are_spread_over_the_last_tenth_and_zero_is_for_ever():
-    assert retire.lifetime(100.0, lambda: 0.0) == 100.0
-    assert retire.lifetime(100.0, lambda: 1.0) == 90.0
-    assert retire.lifetime(0.0, lambda: 1.0) == inf
+def test_limits_are_spread_over_their_last_tenth_and_an_age_of_zero_is_for_ever():
+    assert retire.spread(lambda: 0.0) == 1.0
+    assert retire.spread(lambda: 1.0) == 0.9
+    assert retire.due(0.0, 0.0, 0.9, 100.0, inf).at == 90.0
+    assert retire.due(0.0, 0.0, 0.9, 100.0, 50.0).at == 45.0
+    assert retire.due(0.0, 0.0, 0.9, 0.0, inf).at == inf
 
 
 def test_only_a_repeatable_request_that_lost_the_idle_race_goes_twice():

@@ -310,7 +310,7 @@ def test_a_release_never_evicts_for_surplus():
 
 
 def test_surplus_leaves_by_age_used_ones_first():
-    pool = filled(2, idle_timeout=60)
+    pool = filled(2, idle_timeout=60, rng=lambda: 0.0)
     pool.acquire("a", Prefer.FRESH, 1.0, alive)
     dial(pool, 3, 1.0)
     pool.release(2, 1.5)
@@ -340,7 +340,7 @@ def test_what_is_due_stays_while_no_successor_can_be_dialled():
 
 def taught(limit=5.0) -> Pool:
     """A pool of three whose upstream closed all of them at one age, and that has three new ones."""
-    pool = filled(3)
+    pool = filled(3, rng=lambda: 0.0)
     for conn in (1, 2, 3):
         pool.closed(conn, CloseReason.UPSTREAM_EOF, limit)
     for conn in (4, 5, 6):
@@ -376,6 +376,24 @@ def test_one_due_connection_stays_open_as_the_canary_that_can_disprove_the_limit
     assert pool.limits[False].seconds == pytest.approx(6.1), "it outlived the limit"
     pool.closed(4, CloseReason.UPSTREAM_EOF, 11.2)
     assert pool.limits[False].seconds == pytest.approx(6.1)
+
+
+def test_a_canary_ends_with_its_max_age_whatever_the_pool_needs():
+    pool = taught(5.0)
+    pool.settings = OriginSettings(max_age=20.0)
+    for conn in (7, 8, 9):
+        dial(pool, conn, 9.7)
+    for conn, why in pool.plan(9.7).evict:
+        pool.evict(conn, why, 9.7)
+    now = 9.7
+    while pool.canaries:
+        now = max(pool.plan(now).wake_at, now + 0.01)
+        for conn, why in pool.plan(now).evict:
+            if conn == 4:
+                assert why is CloseReason.MAX_AGE
+                assert pool.evict(conn, why, now)
+        assert now < 40
+    assert now >= 5.0 + 20.0
 
 
 def test_the_two_shelves_have_limits_of_their_own():

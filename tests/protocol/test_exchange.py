@@ -363,3 +363,223 @@ def test_an_upstream_that_stays_silent_is_a_504():
     actions = exchange.response_timed_out()
     assert to_client(actions).startswith(b"HTTP/1.1 504 ")
     assert actions[0] == Release(reusable=False)
+
+
+NTLM = (
+    b"HTTP/1.1 401 Unauthorized\r\nDate: now\r\nWWW-Authenticate: NTLM abc\r\n"
+    b"Content-Length: 0\r\n\r\n"
+)
+
+
+def test_a_connection_that_is_authenticated_as_a_whole_stays_with_its_client():
+    exchange = forwarding()
+    assert Release(reusable=True, pinned=True) in exchange.upstream_data(NTLM)
+    exchange.client_data(GET)
+    exchange.leased(was_used=True)
+    actions = exchange.upstream_data(OK)
+    assert Release(reusable=True, pinned=True) in actions, "the next answers are its client's too"
+
+
+def test_a_client_that_sends_connection_credentials_gets_a_connection_of_its_own():
+    ask = GET.replace(b"Host: h", b"Host: h\r\nAuthorization: Negotiate abc")
+    assert Release(reusable=True, pinned=True) in forwarding(ask).upstream_data(OK)
+
+
+def test_a_pinned_connection_is_discarded_with_its_client():
+    last = GET.replace(b"Host: h", b"Host: h\r\nConnection: close")
+    assert Release(reusable=False) in forwarding(last).upstream_data(NTLM)
+
+
+def test_another_origin_ends_the_pin():
+    exchange = forwarding()
+    exchange.upstream_data(NTLM)
+    exchange.client_data(GET.replace(b"//h/", b"//other/"))
+    exchange.leased(was_used=False)
+    assert Release(reusable=True) in exchange.upstream_data(OK)
+
+
+def test_max_forwards_0_is_answered_here():
+    options = b"OPTIONS http://h/ HTTP/1.1\r\nHost: h\r\nMax-Forwards: 0\r\n\r\n"
+    exchange = make()
+    actions = exchange.client_data(options)
+    assert b"\r\nAllow: " in to_client(actions)
+    assert exchange.state is State.IDLE
+    trace = options.replace(b"OPTIONS", b"TRACE").replace(b"\r\n\r\n", b"\r\nCookie: x\r\n\r\n")
+    sent = to_client(make().client_data(trace + b""))
+    assert b"TRACE http://h/ HTTP/1.1\r\n" in sent
+    assert b"Cookie" not in sent
+
+
+def test_max_forwards_0_with_a_body_outstanding_ends_the_connection():
+    options = (
+        b"OPTIONS http://h/ HTTP/1.1\r\nHost: h\r\nMax-Forwards: 0\r\nContent-Length: 4\r\n\r\n"
+    )
+    assert make().client_data(options)[-1] == CloseClient(Close.LINGER)
+
+
+def test_no_chunks_go_to_an_upstream_that_last_answered_in_http_10():
+    exchange = forwarding()
+    exchange.upstream_data(
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok"
+    )
+    chunked = b"POST http://h/ HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    actions = exchange.client_data(chunked)
+    assert to_client(actions).startswith(b"HTTP/1.1 411 ")
+    other = Exchange(exchange._terms, "127.0.0.1")
+    other.client_data(GET)
+    other.leased(was_used=False)
+    other.upstream_data(OK)
+    assert other.client_data(chunked) == [Acquire(HTTP, Prefer.FRESH)], "it speaks 1.1 again"
+
+
+def test_the_memory_of_old_upstreams_has_a_bound():
+    exchange = forwarding()
+    exchange._terms.http_10.update(origin("http", f"h{n}", 80) for n in range(1000))
+    exchange.upstream_data(b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert exchange._terms.http_10 == {HTTP}
+
+
+def test_an_answer_after_a_second_try_says_so():
+    exchange = forwarding(was_used=True)
+    exchange.upstream_ended(reset=False)
+    exchange.leased(was_used=False)
+    assert b"\r\nProxy-Status: warmproxy; retried\r\n" in to_client(exchange.upstream_data(OK))
+
+
+def test_a_named_post_is_repeated_where_the_upstream_honours_the_name():
+    named = POST.replace(b"Host: h", b"Host: h\r\nIdempotency-Key: 1")
+    exchange = make()
+    exchange.client_data(named)
+    exchange.leased(was_used=True, honours_key=True)
+    assert Retried() in exchange.upstream_ended(reset=False)
+    exchange = make()
+    exchange.client_data(named)
+    exchange.leased(was_used=True, honours_key=False)
+    assert Retried() not in exchange.upstream_ended(reset=False)
+
+
+def test_the_502_for_a_lost_post_says_that_its_fate_is_not_known():
+    said = to_client(forwarding(POST).upstream_ended(reset=True))
+    assert b"whether it was applied is not known" in said
+
+
+def test_a_head_that_takes_too_long_is_a_408():
+    exchange = make()
+    exchange.client_data(GET[:-2])
+    assert exchange.awaits_head
+    assert to_client(exchange.head_timed_out()).startswith(b"HTTP/1.1 408 ")
+    assert make().head_timed_out() == []
+
+
+def test_a_request_whose_body_stalls_is_a_408_and_never_looks_whole():
+    exchange = forwarding(POST[:-2])
+    actions = exchange.stalled()
+    assert actions[0] == Release(reusable=False)
+    assert to_client(actions).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_response_that_stalls_in_its_head_is_a_504_and_in_its_body_a_cut():
+    exchange = forwarding()
+    exchange.upstream_data(OK[:9])
+    assert to_client(exchange.stalled()).startswith(b"HTTP/1.1 504 ")
+    exchange = forwarding()
+    exchange.upstream_data(OK[:-1])
+    assert exchange.stalled() == [Release(reusable=False), CloseClient(Close.FLUSH)]
+    exchange = forwarding(GET.replace(b"1.1", b"1.0"))
+    exchange.upstream_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+    assert exchange.stalled()[-1] == CloseClient(Close.ABORT), "its end is the connection's end"
+
+
+def test_events_that_come_too_late_do_nothing():
+    exchange = make()
+    assert exchange.upstream_data(b"x") == []
+    assert exchange.upstream_ended(reset=False) == []
+    assert exchange.stalled() == []
+    assert exchange.response_timed_out() == []
+    exchange.client_lost()
+    assert exchange.client_data(GET) == []
+    assert exchange.client_lost() == []
+
+
+def test_a_client_that_goes_while_it_is_served_costs_the_upstream_connection():
+    assert forwarding().client_lost() == [Release(reusable=False)]
+
+
+def test_a_client_that_ends_between_requests_is_closed():
+    assert make().client_eof() == [CloseClient(Close.FLUSH)]
+    exchange = make()
+    exchange.client_data(GET[:5])
+    assert exchange.client_eof() == [CloseClient(Close.FLUSH)]
+
+
+def test_draining_waits_for_a_head_that_has_begun():
+    exchange = make()
+    exchange.client_data(GET[:5])
+    assert exchange.drain() == []
+
+
+def test_a_client_there_is_no_room_for_is_told_so():
+    actions = make().refuse(DialRefused("full"))
+    assert actions[-1] == CloseClient(Close.LINGER)
+
+
+def test_too_many_interim_responses_are_a_broken_upstream():
+    flood = b"HTTP/1.1 102 Processing\r\n\r\n" * 101
+    actions = forwarding().upstream_data(flood)
+    assert b"HTTP/1.1 502 " in to_client(actions)
+
+
+def test_a_malformed_body_before_the_connection_is_there_forwards_nothing():
+    actions = make().client_data(
+        b"POST http://h/ HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    )
+    assert to_client(actions).startswith(b"HTTP/1.1 400 ")
+    assert Acquire not in kinds(actions)
+
+
+def test_a_malformed_body_while_the_request_waits_cancels_it():
+    exchange = make()
+    exchange.client_data(
+        b"POST http://h/ HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    assert exchange.client_data(b"zz\r\n")[0] == Cancel()
+
+
+def test_a_malformed_body_after_the_response_began_cuts_both():
+    exchange = forwarding(
+        b"POST http://h/ HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    exchange.upstream_data(OK[:-1])
+    assert exchange.client_data(b"zz\r\n") == [
+        Release(reusable=False),
+        CloseClient(Close.FLUSH),
+    ]
+
+
+def test_a_close_delimited_body_that_breaks_its_chunks_for_an_old_client_is_reset():
+    exchange = forwarding(GET.replace(b"1.1", b"1.0"))
+    exchange.upstream_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+    assert exchange.upstream_data(b"zz\r\n")[-1] == CloseClient(Close.ABORT)
+
+
+def test_what_an_exchange_is_can_be_read():
+    exchange = make()
+    assert repr(exchange) == "<Exchange IDLE 127.0.0.1 None>"
+    assert not exchange.is_forwarding
+    assert not exchange.client_ended
+    assert forwarding().is_forwarding
+
+
+def test_connect_ports_and_hosts_are_asked_before_anything_is_dialled():
+    terms = make()._terms
+    strict = Terms(
+        access=terms.access,
+        destinations=Destinations(connect_ports=(8443,), allow=(), deny=(), configured=()),
+        max_head=8192,
+        max_buffer=64,
+        pseudonym=b"us",
+        date=terms.date,
+    )
+    actions = Exchange(strict, "127.0.0.1").client_data(CONNECT)
+    assert to_client(actions).startswith(b"HTTP/1.1 403 ")
+    assert b"connect_ports" in to_client(actions)

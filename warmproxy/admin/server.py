@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from ipaddress import ip_address
 from typing import cast
 
 from warmproxy.admin.pages import TEXT, Page
@@ -34,12 +35,20 @@ class AdminHosts:
         """Raises RequestDenied. `host` is the field's value, with or without a port."""
         name = host.lower() if host.endswith("]") else host.lower().rpartition(":")[0] or host
         path = target.partition("?")[0]
-        if path in ANY_HOST or name.lower() in self._names or name.startswith("127."):
+        if path in ANY_HOST or name in self._names or _is_loopback(name):
             return
         raise RequestDenied(
             f"the admin pages are not served to Host {name!r}; if that is right, add it to"
             " admin_hosts"
         )
+
+
+def _is_loopback(name: str) -> bool:
+    """Whether it is an address of loopback, and no name that only begins like one."""
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 class AdminConnection(asyncio.Protocol):
@@ -76,10 +85,10 @@ class AdminConnection(asyncio.Protocol):
 
     def _serve(self, head: RequestHead) -> None:
         judged = judge_request(head)
-        if not isinstance(judged.body, NoBody) and not judged.body.done:
-            raise BadRequest("requests to the admin listener carry no body", status=413)
         if head.method not in (b"GET", b"HEAD"):
             raise BadRequest("the admin listener knows GET and HEAD", status=405)
+        if not isinstance(judged.body, NoBody) and not judged.body.done:
+            raise BadRequest("requests to the admin listener carry no body", status=413)
         if not head.target.startswith(b"/"):
             raise BadRequest(
                 "this is warmproxy's admin listener; the proxy listens on another port"
@@ -98,6 +107,7 @@ class AdminConnection(asyncio.Protocol):
             f"Content-Type: {page.content_type}\r\n"
             f"Content-Length: {len(page.body)}\r\n"
             "Cache-Control: no-store\r\n"
+            f"{'Allow: GET, HEAD' + chr(13) + chr(10) if page.status == 405 else ''}"
             f"{'Connection: close' if close else 'Connection: keep-alive'}\r\n\r\n"
         )
         self.transport.write(head.encode("latin-1") + (b"" if head_only else page.body))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from warmproxy.errors import AddressDenied, DialLoop, RequestDenied
-from warmproxy.origin import Origin
+from warmproxy.origin import Origin, normalise_host
 
 Address = IPv4Address | IPv6Address
 
@@ -53,9 +53,9 @@ class Destinations:
                 networks.append(ip_network(text, strict=False))
             except ValueError:
                 if text.startswith("*."):
-                    self._suffixes.append(text[1:].lower())
+                    self._suffixes.append("." + normalise_host(text[2:]))
                 else:
-                    self._names.add(text.lower())
+                    self._names.add(normalise_host(text))
         self._networks = tuple(networks)
         self._allows_all = not (self._names or self._suffixes or self._networks)
 
@@ -106,8 +106,11 @@ class Destinations:
 
 
 def _plain(address: str) -> Address:
-    """The address without a zone; an IPv4 address that is written as IPv6 counts as itself."""
+    """The address that a dial reaches: without a zone, IPv4 that is written as IPv6 as itself, and
+    loopback for 0.0.0.0 and ::, which the system connects there."""
     ip = ip_address(address.partition("%")[0])
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped:
-        return ip.ipv4_mapped
+    if isinstance(ip, IPv6Address):
+        ip = ip.ipv4_mapped or ip
+    if ip.is_unspecified:
+        return ip_address("127.0.0.1" if ip.version == 4 else "::1")
     return ip

@@ -6,9 +6,9 @@ from math import inf
 
 from warmproxy.observe import CloseReason
 
-AGE_JITTER = 0.1
-"""Share by which max_age is shortened at random, so that what was opened together does not end
-together (HikariCP uses 2.5 %, too little to spread a pool of ten)."""
+JITTER = 0.1
+"""Share by which a connection's limits are shortened at random, so that what was opened together
+is not replaced together (HikariCP uses 2.5 %, too little to spread a pool of ten)."""
 
 
 @dataclass(slots=True)
@@ -19,14 +19,15 @@ class Due:
     reason: CloseReason
 
 
-def lifetime(max_age: float, rng: Callable[[], float]) -> float:
-    """Seconds that one connection may live: max_age less its jitter; inf where max_age is 0."""
-    return max_age * (1.0 - AGE_JITTER * rng()) if max_age else inf
+def spread(rng: Callable[[], float]) -> float:
+    """One connection's factor for its limits: 1 less its jitter."""
+    return 1.0 - JITTER * rng()
 
 
-def due(opened: float, lifetime: float, idle_since: float, idle_limit: float) -> Due:
-    """The earlier of the end of its life and of its idle limit."""
-    old, idle = opened + lifetime, idle_since + idle_limit
+def due(opened: float, idle_since: float, spread: float, max_age: float, idle_limit: float) -> Due:
+    """The earlier of the end of its life (`max_age` 0: never) and of its idle limit."""
+    old = opened + max_age * spread if max_age else inf
+    idle = idle_since + idle_limit * spread
     if idle <= old:
         return Due(idle, CloseReason.IDLE_LIMIT)
     return Due(old, CloseReason.MAX_AGE)

@@ -51,7 +51,8 @@ class _Entry:
     """What the pool knows of one connection."""
 
     opened: float
-    lifetime: float
+    spread: float
+    """Factor for its limits, so that it is not replaced together with its siblings."""
     cost: float
     """Seconds that the dial took: what a hit saves, and about one round trip."""
     since: float
@@ -124,6 +125,8 @@ class OriginPool(Generic[C, W]):
         """Idle connections that are to be replaced, used ones first."""
         self._stale: dict[C, CloseReason] = {}
         """Fresh connections that go if they are surplus."""
+        self._expired: dict[C, CloseReason] = {}
+        """Canaries that are too old."""
         self._accounted = now
         self._rtt = 0.0
         self._worked_at = -inf
@@ -282,7 +285,7 @@ class OriginPool(Generic[C, W]):
             self._observer.dial_recovered(self.origin, failures)
         self._worked_at, self._retry_at = now, -inf
         self._rtt = min(self._rtt, cost) or cost
-        entry = _Entry(now, retire.lifetime(self.settings.max_age, self._rng), cost, now)
+        entry = _Entry(now, retire.spread(self._rng), cost, now)
         return self._offer(conn, entry, now, Outcome.DIALLED)
 
     def dial_failed(self, error: DialError, now: float) -> list[W]:
@@ -396,7 +399,8 @@ class OriginPool(Generic[C, W]):
         limit = self.limits[entry.used].safe(self._rtt)
         if entry.used:
             limit = min(limit, self.settings.idle_timeout)
-        return retire.due(entry.opened, entry.lifetime, entry.since, limit)
+        max_age = self.settings.max_age
+        return retire.due(entry.opened, entry.since, entry.spread, max_age, limit)
 
     def _judge_ages(self, now: float) -> None:
         """Find out which idle connections are due, at most once per moment at which one can be."""
@@ -405,12 +409,14 @@ class OriginPool(Generic[C, W]):
         check_at = inf
         self._due.clear()
         self._stale.clear()
+        self._expired.clear()
         for conn, entry in self._canaries.items():
             limit = self.limits[entry.used]
             if now - entry.since >= limit.probe_at:
                 limit.survived(now - entry.since)
-            if now >= entry.opened + entry.lifetime:
-                self._due[conn] = CloseReason.MAX_AGE
+            end = retire.due(entry.opened, entry.since, entry.spread, self.settings.max_age, inf).at
+            if end <= now:
+                self._expired[conn] = CloseReason.MAX_AGE
             check_at = min(check_at, entry.since + limit.probe_at)
         for shelf in (self._used, self._fresh):
             for conn, entry in shelf.items():
@@ -426,16 +432,18 @@ class OriginPool(Generic[C, W]):
         self._check_at = check_at
 
     def _evictions(self, target: int) -> list[tuple[C, CloseReason]]:
-        """The due and the stale ones that are not needed to reach the target."""
-        surplus = self.idle - target
-        if surplus <= 0 or not (self._due or self._stale):
+        """Of the due and the stale ones those that are not needed to reach the target."""
+        if not (self._due or self._stale or self._expired):
             return []
-        return list(chain(self._due.items(), self._stale.items()))[:surplus]
+        surplus = max(0, self.idle - target)
+        leaving = islice(chain(self._due.items(), self._stale.items()), surplus)
+        return [*self._expired.items(), *leaving]
 
     def _forget(self, conn: C) -> None:
         """The connection is no longer idle: what was judged of it holds no more."""
         self._due.pop(conn, None)
         self._stale.pop(conn, None)
+        self._expired.pop(conn, None)
 
     def _dials_for_waiters(self, now: float) -> tuple[int, float]:
         """Dials that requests wait for and none under way covers, and when more may start."""

@@ -1,0 +1,131 @@
+"""Which pools there are, which are let go first, and that no count is lost with them."""
+
+from math import inf
+
+from warmproxy.observe import CloseReason, Observer, Tally
+from warmproxy.origin import origin
+from warmproxy.policy.retry import Prefer
+from warmproxy.pool.registry import Registry, tallies
+from warmproxy.settings import Settings, UpstreamSettings
+
+A, B, C = (origin("http", name, 80) for name in "abc")
+CONFIGURED = UpstreamSettings(url="http://a", warm=3)
+
+
+def make(**settings) -> Registry[int, str]:
+    registry: Registry[int, str] = Registry(
+        Settings(upstream=(CONFIGURED,), **settings), Observer(), lambda: 0.5, 0.0
+    )
+    return registry
+
+
+def fill(registry: Registry[int, str], of, conn: int) -> None:
+    pool = registry.use(of, 0.0)
+    pool.dial_started(0.0)
+    pool.dial_succeeded(conn, 0.01, 0.0)
+
+
+def test_configured_origins_have_their_pool_from_the_start_and_want_it_warm():
+    registry = make()
+    assert [pool.origin for pool in registry] == [A]
+    pool = registry.find(A)
+    assert pool is not None
+    assert pool.plan(0.0).dials == 3
+    assert registry.find(B) is None
+
+
+def test_an_origin_gets_a_pool_with_its_first_use_and_is_not_warmed_for_it():
+    registry = make()
+    pool = registry.use(B, 0.0)
+    assert registry.use(B, 1.0) is pool
+    assert pool.plan(0.0).dials == 0
+    assert len(registry) == 2
+
+
+def test_an_origin_that_is_asked_often_is_warmed_until_it_is_quiet():
+    registry = make(learn_requests=2, learn_window=10.0, learn_warm=2, learn_quiet=60.0)
+    pool = registry.use(B, 0.0)
+    for now in (0.0, 1.0):
+        pool.acquire(f"w{now}", Prefer.USED, now, lambda conn: None)
+        pool.cancel(f"w{now}")
+    assert pool.plan(1.0).dials == 2
+    assert pool.plan(1.0).wake_at <= 61.0
+    assert pool.plan(61.0).dials == 0
+
+
+def test_the_least_recently_used_origin_that_nobody_would_miss_is_let_go_first():
+    registry = make(max_origins=2)
+    for used in (B, C):
+        registry.use(used, 0.0)
+    registry.use(B, 1.0)
+    assert [pool.origin for pool in registry.beyond_cap()] == [C]
+
+
+def test_pools_with_a_lease_and_configured_ones_stay():
+    registry = make(max_origins=1)
+    fill(registry, B, 1)
+    pool = registry.use(B, 0.0)
+    assert pool.acquire("w", Prefer.USED, 0.0, lambda conn: None) == 1
+    assert registry.beyond_cap() == []
+    pool.release(1, 0.0)
+    assert [gone.origin for gone in registry.beyond_cap()] == [B]
+    assert make(max_origins=2).beyond_cap() == []
+
+
+def test_what_a_pool_counted_stays_in_the_sums_when_it_is_let_go():
+    registry = make()
+    fill(registry, B, 1)
+    pool = registry.use(B, 0.0)
+    pool.closed(1, CloseReason.SURPLUS, 5.0)
+    registry.let_go(pool)
+    assert registry.find(B) is None
+    assert registry.forgotten.dials == {"ok": 1}
+    assert registry.forgotten.closed == {"surplus": 1}
+    assert registry.forgotten.idle_socket_seconds == 5.0
+
+
+def test_room_is_made_at_the_cost_of_the_origin_used_longest_ago_and_not_of_configured_ones():
+    registry = make()
+    for number, of in enumerate((A, B, C)):
+        fill(registry, of, number + 1)
+    found = registry.least_recent_with_idle(beside=B)
+    assert found is not None
+    assert found.origin == C
+    registry.use(B, 0.0)
+    found = registry.least_recent_with_idle()
+    assert found is not None
+    assert found.origin == C
+    only = make()
+    fill(only, A, 1)
+    found = only.least_recent_with_idle(beside=B)
+    assert found is not None
+    assert found.origin == A
+    assert only.least_recent_with_idle(beside=A) is None
+
+
+def test_labels_are_the_configured_origins_and_one_for_all_the_rest():
+    mine, others, forgotten = Tally(), Tally(), Tally()
+    mine.dials["ok"] += 1
+    others.dials["ok"] += 2
+    others.dial_seconds["tcp"].observe(0.5)
+    others.acquire_wait.observe(0.002)
+    forgotten.dials["refused"] += 4
+    forgotten.dial_seconds["tcp"].observe(0.5)
+    by_label = tallies([A], [(A, mine), (B, others)], forgotten)
+    assert by_label["http://a:80"] is mine
+    assert by_label["other"].dials == {"ok": 2, "refused": 4}
+    assert by_label["other"].dial_seconds["tcp"].total == 1.0
+    assert sum(by_label["other"].acquire_wait.counts) == 1
+    assert others.dials == {"ok": 2}, "summing up changes nothing"
+
+
+def test_every_connection_can_be_walked_and_the_oldest_is_given_up_first():
+    registry = make()
+    for conn in (1, 2):
+        fill(registry, A, conn)
+    pool = registry.use(A, 0.0)
+    assert sorted(pool.connections()) == [1, 2]
+    assert pool.oldest_idle() == 1
+    assert pool.oldest_age(7.0) == 7.0
+    assert repr(pool) == "<OriginPool fresh=2 used=0 active=0 dialling=0 waiting=0>"
+    assert pool.plan(0.0).wake_at < inf
