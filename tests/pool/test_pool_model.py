@@ -170,6 +170,14 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool.open - len(plan.evict) + plan.dials <= CAP
 
     @invariant()
+    def a_settled_pool_has_nothing_to_do(self) -> None:
+        until = self.pool.settled_until(self.now)
+        if until > self.now:
+            plan = self.pool.plan(self.now)
+            assert (plan.dials, plan.evict) == (0, ())
+            assert plan.wake_at >= until
+
+    @invariant()
     def asking_twice_gives_the_same_answer(self) -> None:
         assert self.pool.plan(self.now) == self.pool.plan(self.now)
 

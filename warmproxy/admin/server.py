@@ -33,7 +33,8 @@ class AdminHosts:
 
     def check(self, host: str, target: str) -> None:
         """Raises RequestDenied. `host` is the field's value, with or without a port."""
-        name = host.lower() if host.endswith("]") else host.lower().rpartition(":")[0] or host
+        host = host.lower()
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
         path = target.partition("?")[0]
         if path in ANY_HOST or name in self._names or _is_loopback(name):
             return
@@ -101,14 +102,14 @@ class AdminConnection(asyncio.Protocol):
 
     def _send(self, page: Page, *, close: bool, head_only: bool = False) -> None:
         reason = STATUS_REASONS.get(page.status, "")
+        allow = "Allow: GET, HEAD\r\n" if page.status == 405 else ""
         head = (
             f"HTTP/1.1 {page.status} {reason}\r\n"
             f"Date: {self._date().decode()}\r\n"
             f"Content-Type: {page.content_type}\r\n"
             f"Content-Length: {len(page.body)}\r\n"
             "Cache-Control: no-store\r\n"
-            f"{'Allow: GET, HEAD' + chr(13) + chr(10) if page.status == 405 else ''}"
-            f"{'Connection: close' if close else 'Connection: keep-alive'}\r\n\r\n"
+            f"{allow}{'Connection: close' if close else 'Connection: keep-alive'}\r\n\r\n"
         )
         self.transport.write(head.encode("latin-1") + (b"" if head_only else page.body))
         if close:

@@ -157,7 +157,7 @@ class Housekeeper:
         if len(self.registry) > self._settings.max_origins:
             self._let_go(now)
         conn = pool.acquire(waiter, prefer, now, self._alive)
-        self._plan_soon(pool)
+        self._plan_if_needed(pool, now)
         if conn is not None:
             return Lease(self, pool, conn)
         timeout = pool.settings.acquire_timeout
@@ -186,7 +186,7 @@ class Housekeeper:
             waiter = pool.release(conn, now)
             if waiter is not None:
                 self._serve(pool, waiter, conn)
-            self._plan_soon(pool)
+            self._plan_if_needed(pool, now)
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────
 
@@ -243,6 +243,13 @@ class Housekeeper:
             self.registry.let_go(pool)
 
     # ── plans ────────────────────────────────────────────────────────────────────────────────
+
+    def _plan_if_needed(self, pool: Pool, now: float) -> None:
+        """For what happens with every request: mostly nothing is to be done for it."""
+        wake = self._wakes.get(pool.origin)
+        settled_until = pool.settled_until(now)
+        if settled_until <= now or wake is None or settled_until < wake.when():
+            self._plan_soon(pool)
 
     def _plan_soon(self, pool: Pool) -> None:
         self._changed[pool.origin] = pool
