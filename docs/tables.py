@@ -37,7 +37,7 @@ def _settings(table: str) -> list[str]:
     return _table(
         ("Setting", "Default", "Meaning"),
         (
-            (f"`{s.name}`", "" if s.default is None else f"`{s.default}`", s.meaning)
+            (f"`{s.name}`", "(required)" if s.default is None else f"`{s.default}`", s.meaning)
             for s in describe()
             if s.table == table
         ),

@@ -163,6 +163,34 @@ def test_an_answer_that_is_cut_off_arrives_as_cut_off(warmproxy, origin) -> None
     assert len(web.requests) == 1
 
 
+@pytest.mark.parametrize("late", ["the body", "the body and the next request at once"])
+def test_an_answer_that_comes_before_the_body(warmproxy, origin, late) -> None:
+    """An upstream that answers before it has the body: the answer passes at once, and the client
+    either reads in it that the connection ends or has its next request answered on it."""
+    web = origin(lambda connection, request: connection.reply(b"early"))
+    proxy = warmproxy("--warm", f"{web.url}=2")
+    with proxy.raw() as sock:
+        head = f"POST {web.url}/ HTTP/1.1\r\nHost: {web.authority}\r\nContent-Length: 4\r\n\r\n"
+        sock.sendall(head.encode())
+        answer = read_head(sock)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert sock.recv(5, socket.MSG_WAITALL) == b"early"
+        following = f"GET {web.url}/next HTTP/1.1\r\nHost: {web.authority}\r\n\r\n".encode()
+        if late == "the body":
+            sock.sendall(b"body")
+            eventually(lambda: proxy.pool(web.url)["active"] == 0)
+            sock.sendall(following)
+        else:
+            sock.sendall(b"body" + following)
+        if b"connection: close" in answer.lower():
+            assert sock.recv(100) == b""
+            return
+        assert read_head(sock).startswith(b"HTTP/1.1 200")
+    first, following_request = web.requests
+    assert following_request.target == "/next"
+    assert following_request.connection is not first.connection
+
+
 # -- tunnels ----------------------------------------------------------------------------------
 
 

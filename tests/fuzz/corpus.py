@@ -25,7 +25,9 @@ it then closes (`close`, `reset`).
 | `broken`       | our own 502, or a response that is cut; the connection is discarded           |
 | `tunnel`       | a switch of protocols; all that the client got                                |
 | none           | all that the client got; `reused`: the upstream's connection may serve again; |
-|                | `close`: how the client's ends; `cut`: the client sees that it is not whole   |
+|                | `close`: how the client's ends; `cut`: the client sees that it is not whole;  |
+|                | `surplus`: there is more than the response, so that its connection may serve  |
+|                | again only if what is too much comes later than the release                   |
 """
 
 import re
@@ -39,7 +41,7 @@ GET = b"GET http://h/ HTTP/1.1\r\nHost: h\r\n\r\n"
 _REPEAT = re.compile(r"%\{(.*?)\*([0-9]+)\}", re.DOTALL)
 _KEYS = {
     *("why", "around", "cases", "status", "tunnel", "waits", "to", "forwarded"),
-    *("request", "end", "first", "broken", "client", "reused", "close", "cut"),
+    *("request", "end", "first", "broken", "client", "reused", "close", "cut", "surplus"),
 }
 
 
@@ -63,6 +65,7 @@ class Case:
     reused: bool | None = None
     close: str | None = None
     cut: bool = False
+    surplus: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -85,7 +88,7 @@ def read(path: Path) -> list[Case]:
         for note, sent, *expected in group["cases"]:
             cases.append(
                 Case(
-                    f"{path.stem}: {group['why'].partition(':')[0]}: {note}",
+                    f"{path.stem}: {group['why']}: {note}",
                     document["side"],
                     group["why"],
                     raw(group.get("around", "@@").replace("@@", sent)),
@@ -98,7 +101,7 @@ def read(path: Path) -> list[Case]:
     return cases
 
 
-_VERDICT = ("status", "tunnel", "waits", "to", "end", "broken", "reused", "close", "cut")
+_VERDICT = ("status", "tunnel", "waits", "to", "end", "broken", "reused", "close", "cut", "surplus")
 
 
 def corpus() -> list[Case]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import select
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import assert_never, cast
 
 from warmproxy.errors import LimitReached, WarmproxyError
 from warmproxy.net.housekeeper import Housekeeper, Lease
-from warmproxy.net.tunnel import Tunnel
+from warmproxy.net.tunnel import Tunnel, reset
 from warmproxy.net.upstream import WRITE_BUFFER
 from warmproxy.observe import Observer
 from warmproxy.protocol.exchange import Exchange, State, Terms
@@ -133,7 +134,8 @@ class ClientConnection(asyncio.Protocol):
         self._first_byte_due = False
         self._since = clients.loop.time()
         """Of the last event that counts for a timeout."""
-        self._asked_at = self._since
+        self._asked_at = 0.0
+        """By the system's clock: the loop's (uvloop) counts whole milliseconds."""
         self._exchange: Exchange
         self._transport: asyncio.Transport
 
@@ -155,6 +157,9 @@ class ClientConnection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
         peername = transport.get_extra_info("peername")
         self._exchange = Exchange(self._clients.terms, peername[0] if peername else "")
+        if peername is None:  # it was gone before it was accepted
+            self._transport.abort()
+            return
         try:
             self._clients.came(self, self._exchange.client_address)
         except LimitReached as error:
@@ -207,7 +212,7 @@ class ClientConnection(asyncio.Protocol):
         if self._first_byte_due:
             self._first_byte_due = False
             assert self._lease is not None
-            self._lease.tally.first_byte.observe(self._since - self._asked_at)
+            self._lease.tally.first_byte.observe(time.monotonic() - self._asked_at)
         self._run(self._exchange.upstream_data(data))
 
     def upstream_ended(self, *, reset: bool) -> None:
@@ -302,7 +307,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _acquire(self, action: Acquire) -> list[Action]:
         clients = self._clients
-        self._asked_at = clients.loop.time()
+        self._asked_at = time.monotonic()
         if self._pinned:
             assert self._lease is not None
             if action.origin == self._lease.connection.origin and self._lease.is_alive():
@@ -343,8 +348,7 @@ class ClientConnection(asyncio.Protocol):
             self._release(Release(reusable=False))
 
     def _answered(self, action: Answered) -> None:
-        now = self._clients.loop.time()
-        self._since = now
+        self._since = self._clients.loop.time()
         tally = self._clients.housekeeper.tally(action.origin)
         tally.requests[_CODE_CLASSES[action.status // 100]] += 1
         if self._clients.settings.access_log:
@@ -353,7 +357,7 @@ class ClientConnection(asyncio.Protocol):
                 action.method.decode("ascii", "replace"),
                 action.origin,
                 action.status,
-                now - self._asked_at,
+                time.monotonic() - self._asked_at,
                 action.error,
             )
 
@@ -379,7 +383,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _close(self, how: Close) -> None:
         if how is Close.ABORT:
-            self._transport.abort()
+            reset(self._transport)
         elif how is Close.LINGER and self._transport.can_write_eof():
             self._lingers = True
             self._since = self._clients.loop.time()

@@ -3,11 +3,12 @@
 import asyncio
 import errno
 import socket
+import time
 from dataclasses import dataclass
 
 import aiohappyeyeballs
 
-from warmproxy.errors import DialError, DialRefused, DialTimeout, DialUnreachable
+from warmproxy.errors import DialClosed, DialError, DialRefused, DialTimeout, DialUnreachable
 from warmproxy.net.resolver import AddrInfo, Resolver
 from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.origin import Origin
@@ -50,11 +51,15 @@ class Dialer:
         self._destinations = destinations
 
     async def dial(self, origin: Origin, timeout: float) -> Dialled:
-        """Resolve and connect; each may take `timeout` seconds. Raises DialError."""
-        started = self._loop.time()
+        """Resolve and connect; each may take `timeout` seconds. Raises DialError.
+
+        Timed by the system's clock: the loop's own counts whole milliseconds (uvloop), and the
+        dials that a pool saves may be shorter.
+        """
+        started = time.monotonic()
         addresses = await self._resolver.resolve(origin.host, origin.port, timeout)
         addresses = self._allowed(origin, addresses)
-        resolved = self._loop.time()
+        resolved = time.monotonic()
         sock: socket.socket | None = None
         try:
             async with asyncio.timeout(timeout):
@@ -64,7 +69,7 @@ class Dialer:
                     interleave=1,
                     loop=self._loop,
                 )
-            connected = self._loop.time()
+            connected = time.monotonic()
             self._destinations.check_connected(origin, sock.getsockname()[0], sock.getpeername()[0])
             tune(sock)
             _, connection = await self._loop.create_connection(
@@ -110,6 +115,8 @@ def _translate(origin: Origin, error: OSError) -> DialError:
     why = error.strerror or str(error)
     if error.errno in _REFUSED:
         return DialRefused(f"{origin.authority} refused the connection")
+    if error.errno == errno.ENOTCONN:  # reset between the connect and our first look
+        return DialClosed(f"{origin.authority} accepted and closed at once")
     if error.errno in _UNREACHABLE:
         return DialUnreachable(f"{origin.authority} cannot be reached: {why}")
     if error.errno in _NO_DESCRIPTORS:

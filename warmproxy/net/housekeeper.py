@@ -88,7 +88,9 @@ class Housekeeper:
         """Connections and dials of all pools."""
         self._changed: dict[Origin, Pool] = {}
         self._flushing: asyncio.Handle | None = None
-        self._wakes: dict[Origin, asyncio.TimerHandle] = {}
+        self._wakes: dict[Origin, tuple[float, asyncio.Handle]] = {}
+        """When each pool is planned again, and by what: a uvloop timer that is due within half a
+        millisecond cannot tell when."""
         self._timeouts: dict[Waiter, asyncio.TimerHandle] = {}
         self._dials: set[asyncio.Task[None]] = set()
         self._starved: dict[Origin, Pool] = {}
@@ -114,7 +116,7 @@ class Housekeeper:
             timeout.cancel()
             waiter.lease_failed(ShuttingDown("this proxy is shutting down"))
         self._timeouts.clear()
-        for wake in self._wakes.values():
+        for _, wake in self._wakes.values():
             wake.cancel()
         now = self._loop.time()
         for pool in self.registry:
@@ -239,7 +241,7 @@ class Housekeeper:
                 self._ended(pool, conn, CloseReason.SURPLUS, now)
             self._changed.pop(pool.origin, None)
             if (wake := self._wakes.pop(pool.origin, None)) is not None:
-                wake.cancel()
+                wake[1].cancel()
             self.registry.let_go(pool)
 
     # ── plans ────────────────────────────────────────────────────────────────────────────────
@@ -248,7 +250,7 @@ class Housekeeper:
         """For what happens with every request: mostly nothing is to be done for it."""
         wake = self._wakes.get(pool.origin)
         settled_until = pool.settled_until(now)
-        if settled_until <= now or wake is None or settled_until < wake.when():
+        if settled_until <= now or wake is None or settled_until < wake[0]:
             self._plan_soon(pool)
 
     def _plan_soon(self, pool: Pool) -> None:
@@ -278,11 +280,12 @@ class Housekeeper:
                 break
             self._start_dial(pool, now)
         wake = self._wakes.get(pool.origin)
-        if plan.wake_at != float("inf") and (wake is None or plan.wake_at < wake.when()):
+        if plan.wake_at != float("inf") and (wake is None or plan.wake_at < wake[0]):
             if wake is not None:
-                wake.cancel()
+                wake[1].cancel()
             # a timer that is later than needed would cost warmth; one too early, one more look
-            self._wakes[pool.origin] = self._loop.call_at(plan.wake_at, self._wake, pool)
+            timer = self._loop.call_at(plan.wake_at, self._wake, pool)
+            self._wakes[pool.origin] = (plan.wake_at, timer)
 
     def _wake(self, pool: Pool) -> None:
         del self._wakes[pool.origin]

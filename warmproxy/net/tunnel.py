@@ -1,7 +1,19 @@
 """Two transports spliced: bytes both ways, back-pressure, half-close (RFC 9110, 9.3.6)."""
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
+
+_NO_LINGER = struct.pack("ii", 1, 0)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """End a connection by RST: what abort() does alone is an orderly FIN to the peer."""
+    if not transport.is_closing():
+        sock: socket.socket = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    transport.abort()
 
 
 class Tunnel:
@@ -85,7 +97,7 @@ class _Side(asyncio.Protocol):
         self.lost = True
         if exc is not None:
             # a reset is not an orderly end: pass it on as one
-            self.peer.transport.abort()
+            reset(self.peer.transport)
         else:
             self.peer.transport.close()
         self._tunnel.side_lost()

@@ -125,7 +125,8 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._sock = transport.get_extra_info("socket")
-        self.peer = transport.get_extra_info("peername")[0]
+        if peername := transport.get_extra_info("peername"):  # none once it was reset
+            self.peer = peername[0]
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
 
     def data_received(self, data: bytes) -> None:

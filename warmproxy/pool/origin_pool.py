@@ -27,7 +27,7 @@ from itertools import chain, islice
 from math import inf
 from typing import Generic, TypeVar
 
-from warmproxy.errors import DialError, DialRefused, LimitReached
+from warmproxy.errors import DialClosed, DialError, DialRefused, LimitReached
 from warmproxy.observe import CloseReason, Observer, Outcome, Tally
 from warmproxy.origin import Origin
 from warmproxy.policy import retire
@@ -291,8 +291,8 @@ class OriginPool(Generic[C, W]):
     def dial_failed(self, error: DialError, now: float) -> list[W]:
         """No connection; the waiters returned are to be told so.
 
-        An origin that worked lately and refuses now gets dial_retry_for to come back: until a
-        request has waited as long, it goes on waiting.
+        An origin that worked lately and refuses now, or closes what it has accepted, gets
+        dial_retry_for to come back: until a request has waited as long, it goes on waiting.
         """
         self.account(now)
         self.dialling -= 1
@@ -302,7 +302,7 @@ class OriginPool(Generic[C, W]):
         if failures.failed(now):
             retry_in = failures.not_before - now
             self._observer.dial_failed(self.origin, error, failures.failures, retry_in)
-        if isinstance(error, DialRefused) and now - self._worked_at < WORKED_WITHIN:
+        if isinstance(error, DialRefused | DialClosed) and now - self._worked_at < WORKED_WITHIN:
             self._retry_at = now + RETRY_PAUSE
             patience = self.settings.dial_retry_for
             told = [waiter for waiter, w in self._waiting.items() if now - w.since >= patience]

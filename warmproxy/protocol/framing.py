@@ -172,15 +172,7 @@ class Chunked:
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         if self._part == "done":
             return b"", data
-        if self._part == "payload" and len(data) <= self._left:
-            self._left -= len(data)
-            if not self._left:
-                self._part = "payload end"
-            return data, b""
-        if self._held:
-            data = self._held + data
-            self._held = b""
-
+        data = self._held + data  # data itself where nothing is held
         pieces: list[bytes] = []  # the payload, for decode
         tail = b""  # what is written in place of a trailer section
         kept = 0  # data[:kept] is passed on as it is
@@ -216,7 +208,7 @@ class Chunked:
                     raise FramingError("a chunk is longer than its size says")
                 kept = at = at + 2
                 self._part = "size"
-            elif part == "trailers":
+            else:
                 section = self._trailers_end(data, at)
                 if section is None:
                     break
@@ -226,7 +218,6 @@ class Chunked:
                     tail = self._filtered(data[at : section - 2])
                 at = section
                 self._part = "done"
-            else:
                 break
 
         if self._part == "done":
@@ -235,14 +226,12 @@ class Chunked:
             self._held = data[at:]
             rest = b""
         if self._decode:
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces), rest
-        if kept == size:
-            return data, rest
-        return data[:kept] + tail, rest
+            return b"".join(pieces), rest
+        return data[:kept] + tail, rest  # data itself where all of it is kept
 
     def _check_partial_size_line(self, data: bytes, at: int) -> None:
         """Raises FramingError unless more input can make a chunk-size line of data[at:]."""
-        if data[at] not in _HEX_DIGITS or data.find(b"\n", at) >= 0:
+        if data[at] not in _HEX_DIGITS or data.count(b"\n", at):
             raise FramingError("malformed chunk size")
         if len(data) - at >= MAX_SIZE_LINE:
             raise FramingError("chunk-size line too long")
@@ -252,18 +241,16 @@ class Chunked:
 
         Line ends other than CRLF are refused here, as they might hide the end.
         """
-        end: int | None
         if data.startswith(b"\r\n", at):
             return at + 2
-        found = data.find(b"\r\n\r\n", at)
-        end = found + 4 if found >= 0 else None
-        stop = len(data) if end is None else end
-        if data.count(b"\n", at, stop) != data.count(b"\r\n", at, stop):
+        lines, end, _ = data[at:].partition(b"\r\n\r\n")
+        section = lines + end
+        if section.count(b"\n") != section.count(b"\r\n"):
             raise FramingError("a trailer line does not end in CRLF")
         # one byte more is needed where the section is incomplete
-        if stop - at + (end is None) > MAX_TRAILERS:
+        if len(section) + (not end) > MAX_TRAILERS:
             raise FramingError("trailers too long")
-        return end
+        return at + len(section) if end else None
 
     def _filtered(self, lines: bytes) -> bytes:
         """The trailer section anew from its lines, each with CRLF; the empty line is added."""
@@ -275,7 +262,7 @@ class Chunked:
             name, value = field.groups()
             lower = name.lower()
             if lower not in NEVER_TRAILERS and lower not in self._drop:
-                kept.append(b"%b: %b\r\n" % (name, value.rstrip(b" \t")))
+                kept.append(b"%b: %b\r\n" % (name, value.rstrip()))
         kept.append(b"\r\n")
         return b"".join(kept)
 

@@ -56,9 +56,6 @@ _RESPONSE_FIELDS = HOP_BY_HOP | {
     b"www-authenticate",
 }
 
-# Connection options that name nothing which the pass has not taken out already.
-_USUAL_OPTIONS = HOP_BY_HOP | {b"close"}
-
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]++\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*+)(?::[0-9]*+)?+")
 _TIMEOUT = re.compile(rb"(?i:timeout)[ \t]*+=[ \t]*+\"?+([0-9]{1,9}+)(?![0-9])")
 _CONNECTION_AUTH = re.compile(rb"(?i)(?:^|,)[ \t]*+(?:NTLM|Negotiate)(?![!-+\--~])")
@@ -131,14 +128,14 @@ def judge_request(head: RequestHead) -> JudgedRequest:
     counts_hops = head.method in (b"TRACE", b"OPTIONS")
     kept: list[Field] = []
     options = _NO_OPTIONS
-    closes = False
+    keep_alive = http_11
     host: bytes | None = None
     length: bytes | None = None
     codings: list[bytes] | None = None
     expects = False
-    upgrades: list[bytes] | None = None
+    upgrades: list[bytes] = []
     te_trailers = False
-    via: list[bytes] | None = None
+    via: list[bytes] = []
     max_forwards: int | None = None
     proxy_authorization: bytes | None = None
     connection_auth = idempotency_key = False
@@ -156,9 +153,9 @@ def judge_request(head: RequestHead) -> JudgedRequest:
                 raise BadRequest("malformed Host")
             host = value
         elif name == b"connection":
-            options = options | _options(value) if options else _options(value)
+            options |= _options(value)
         elif name == b"proxy-connection":
-            closes = b"close" in _options(value)
+            keep_alive = keep_alive and b"close" not in _options(value)
         elif name == b"content-length":
             if length is not None:
                 raise BadRequest("more than one Content-Length")
@@ -168,11 +165,11 @@ def judge_request(head: RequestHead) -> JudgedRequest:
         elif name == b"transfer-encoding":
             codings = (codings or []) + _list(value.lower())
         elif name == b"via":
-            via = [*via, value] if via else [value]
+            via.append(value)
         elif name == b"te":
             te_trailers = te_trailers or b"trailers" in _options(value)
         elif name == b"upgrade":
-            upgrades = (upgrades or []) + _list(value)
+            upgrades += _list(value)
         elif name == b"expect":
             kept.append(field)
             expects = expects or value.lower() == b"100-continue"
@@ -182,7 +179,7 @@ def judge_request(head: RequestHead) -> JudgedRequest:
             proxy_authorization = value
         elif name == b"authorization":
             kept.append(field)
-            connection_auth = _CONNECTION_AUTH.match(value) is not None
+            connection_auth = connection_auth or _CONNECTION_AUTH.match(value) is not None
         elif name == b"idempotency-key":
             kept.append(field)
             idempotency_key = True
@@ -199,9 +196,10 @@ def judge_request(head: RequestHead) -> JudgedRequest:
         if http_11:
             raise BadRequest("HTTP/1.1 needs a Host")
         host = b""
-    if not options <= _USUAL_OPTIONS:
-        kept = _without(kept, options)
-        expects = expects and b"expect" not in options
+    if nominated := options - HOP_BY_HOP:
+        kept = _without(kept, nominated)
+        expects = expects and b"expect" not in nominated
+        idempotency_key = idempotency_key and b"idempotency-key" not in nominated
 
     body: Framing
     if codings is not None:
@@ -220,12 +218,12 @@ def judge_request(head: RequestHead) -> JudgedRequest:
         body,
         length,
         codings is not None,
-        http_11 and not closes and b"close" not in options,
+        keep_alive and b"close" not in options,
         host,
         expects and http_11,
-        _upgrade(upgrades) if upgrades and http_11 and b"upgrade" in options else None,
+        _upgrade(upgrades) if http_11 and b"upgrade" in options else None,
         te_trailers and http_11,
-        via or (),
+        via,
         max_forwards,
         proxy_authorization,
         connection_auth,
@@ -265,7 +263,7 @@ def loops(judged: JudgedRequest, pseudonym: bytes) -> bool:
     """Whether the request has been through the proxy called `pseudonym` (RFC 9110, 7.6.3)."""
     for value in judged.via:
         for entry in value.split(b","):
-            words = entry.split(None, 2)
+            words = entry.split()
             if len(words) > 1 and words[1] == pseudonym:
                 return True
     return False
@@ -283,11 +281,11 @@ def judge_response(head: ResponseHead, method: bytes, *, decode: bool = False) -
     options = _NO_OPTIONS
     length: bytes | None = None
     codings: list[bytes] | None = None
-    upgrades: list[bytes] | None = None
+    upgrades: list[bytes] = []
     timeout: float | None = None
     has_date = False
     connection_auth = False
-    via: list[bytes] | None = None
+    via: list[bytes] = []
 
     for field in head.fields:
         name = field[0].lower()
@@ -299,7 +297,7 @@ def judge_response(head: ResponseHead, method: bytes, *, decode: bool = False) -
             has_date = True
             kept.append(field)
         elif name == b"connection":
-            options = options | _options(value) if options else _options(value)
+            options |= _options(value)
         elif name == b"content-length":
             length = _same_length(value, length)
         elif name == b"transfer-encoding":
@@ -308,17 +306,17 @@ def judge_response(head: ResponseHead, method: bytes, *, decode: bool = False) -
             found = _TIMEOUT.search(value)
             timeout = float(found[1]) if found else timeout
         elif name == b"via":
-            via = [*via, value] if via else [value]
+            via.append(value)
         elif name in (b"www-authenticate", b"proxy-authenticate"):
             connection_auth = connection_auth or _CONNECTION_AUTH.search(value) is not None
             kept.append(field)
         elif name == b"upgrade":
-            upgrades = (upgrades or []) + _list(value)
+            upgrades += _list(value)
         # Proxy-Connection and TE: nothing to learn from them
 
-    if not options <= _USUAL_OPTIONS:
-        kept = _without(kept, options)
-        has_date = has_date and b"date" not in options
+    if nominated := options - HOP_BY_HOP:
+        kept = _without(kept, nominated)
+        has_date = has_date and b"date" not in nominated
     if codings is not None:
         _judge_response_codings(codings, http_11, length)
 
@@ -357,7 +355,7 @@ def judge_response(head: ResponseHead, method: bytes, *, decode: bool = False) -
         timeout,
         has_date,
         connection_auth,
-        via or (),
+        via,
     )
 
 
@@ -461,4 +459,4 @@ def _upgrade(protocols: list[bytes]) -> bytes | None:
 
 def _via(received: Sequence[bytes], version: bytes, pseudonym: bytes) -> bytes:
     ours = b"%b %b" % (version, pseudonym)
-    return b"Via: " + (b", ".join([*received, ours]) if received else ours)
+    return b"Via: " + b", ".join([*received, ours])

@@ -1,0 +1,83 @@
+"""README.md and docs/ say what the code does: a setting, metric, flag or page has its line."""
+
+import inspect
+import re
+import runpy
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from warmproxy import cli, log, service
+from warmproxy.admin import pages
+from warmproxy.loading import load
+from warmproxy.observe import CloseReason, Outcome
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+TABLES = runpy.run_path(str(ROOT / "docs" / "tables.py"))
+
+rows = [(name, line) for name, lines in TABLES["tables"]().items() for line in lines[2:]]
+
+
+@pytest.mark.parametrize(("table", "line"), rows, ids=[line.split("`")[1] for _, line in rows])
+def test_each_setting_and_metric_has_its_line(table: str, line: str) -> None:
+    _, _, found = README.partition(f"<!-- {table}: begin -->\n")
+    lines = found.partition(f"<!-- {table}: end -->")[0].splitlines()
+    assert line in lines, "python docs/tables.py writes it"
+
+
+def test_the_tables_hold_nothing_else() -> None:
+    assert TABLES["filled"](README) == README
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_each_command_and_flag_is_mentioned(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    flags = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)) - {"--help"}
+    for word in (f"warmproxy {command}", *flags):
+        assert re.search(rf"(?<![\w-]){word}(?![\w-])", README), word
+
+
+def test_each_admin_page_is_mentioned() -> None:
+    paths = set(re.findall(r'case "(/\w+)"', inspect.getsource(pages.respond)))
+    assert len(paths) >= 4
+    assert {path for path in paths if f"| `{path}` |" not in README} == set()
+
+
+def test_each_event_is_described() -> None:
+    source = inspect.getsource(log) + inspect.getsource(service)
+    events = set(re.findall(r'(?:\bevent|_limited)\(\s*"(\w+)"', source))
+    assert len(events) >= 10
+    assert {event for event in events if f"\n| `{event}` |" not in OPERATIONS} == set()
+
+
+def test_each_outcome_and_close_reason_is_described() -> None:
+    assert {word for word in (*Outcome, *CloseReason) if f"`{word}`" not in OPERATIONS} == set()
+
+
+def test_the_examples_of_settings_are_valid() -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    by_file = load(path="README.md", text=text, environ={}, flags={}).settings
+    assert len(by_file.upstream) == len(tomllib.loads(text)["upstream"])
+    environ = dict(re.findall(r'^export (WARMPROXY_\w+)="?(.*?)"?$', README, re.MULTILINE))
+    by_variable = load(path=None, text=None, environ=environ, flags={}).settings
+    assert [u.origin for u in by_variable.upstream] == [u.origin for u in by_file.upstream]
+    assert by_variable.log_format == by_file.log_format
+    assert by_variable.defaults == by_file.defaults
+
+
+def test_the_lines_to_export_are_those_that_the_daemon_prints() -> None:
+    for line in service.banner("127.0.0.1:3128").splitlines()[1:]:
+        assert f"\n{line.strip()}\n" in README
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert "://" in target or ((ROOT / page).parent / target).exists(), target
