@@ -1,5 +1,5 @@
 # Every target that needs .venv sets it up by ./run, which needs neither make nor uv.
-.PHONY: run test lint bench lock image container-check clean
+.PHONY: run test coverage lint bench lock image container-check clean
 .DEFAULT_GOAL := test
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' warmproxy/__init__.py)
@@ -12,6 +12,13 @@ run:
 
 test:
 	./run test $(ARGS)
+
+# Every branch of the floors below the sockets is taken by their own tests.
+coverage:
+	./run setup
+	$(BIN)/coverage run -m pytest tests/pool tests/policy tests/protocol $(ARGS)
+	$(BIN)/coverage report -m --fail-under=100 \
+		--include 'warmproxy/policy/*,warmproxy/pool/*,warmproxy/protocol/*'
 
 # A lock with an address in it would bind everybody to the index of whoever made it.
 lint:

@@ -23,6 +23,7 @@ import socket
 import struct
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -259,9 +260,8 @@ class Clients:
         port = self._ports[ask.origin]
         if kind == "tunnel":
             authority = f"127.0.0.1:{port}"
-            wire.transport.write(
-                f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode()
-            )
+            head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n"
+            wire.transport.write(head.encode())
             try:
                 status, fields = _parse(await wire.line_block())
             except Ended as end:
@@ -309,13 +309,10 @@ class Clients:
                 return await self._read(wire, ask, port, goes)
             case _:
                 write(head + body[:1])
-                cuts = (
-                    (1, half, len(body))
-                    if ask.mischief == "stall_body"
-                    else (1, half // 2, half, half + half // 2, len(body))
-                )
-                for low, high in zip(cuts, cuts[1:], strict=False):
-                    await asyncio.sleep(ask.pause / (len(cuts) - 1))
+                parts = 1 if ask.mischief == "stall_body" else 4
+                cuts = [1 + (len(body) - 1) * part // parts for part in range(parts + 1)]
+                for low, high in pairwise(cuts):
+                    await asyncio.sleep(ask.pause / parts)
                     if not _may_send_body(wire):
                         return await self._read(wire, ask, port, False)
                     write(body[low:high])
@@ -365,14 +362,13 @@ def _may_send_body(wire: Wire) -> bool:
     return not finals and not wire.ended
 
 
-async def run(options: argparse.Namespace) -> None:
-    """Ask everything, then write the books."""
+async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Ask everything; the books."""
     clients = Clients(options)
     async with asyncio.TaskGroup() as group:
         for _ in range(options.workers):
             group.create_task(clients.work())
-    with Path(options.books).open("w") as out:
-        out.writelines(json.dumps(line) + "\n" for line in clients.lines)
+    return clients.lines
 
 
 def main() -> None:
@@ -381,8 +377,11 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--books", required=True)
     parser.add_argument("ports", type=int, nargs="+")
+    options = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(parser.parse_args()))
+        lines = runner.run(run(options))
+    with Path(options.books).open("w") as out:
+        out.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 if __name__ == "__main__":

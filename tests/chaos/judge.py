@@ -66,6 +66,12 @@ def _was_cut(case: _Case) -> bool:
     return bool(case.tries) and case.tries[-1]["trick"] == "cut" and case.tries[-1]["sent"] > 0
 
 
+def _died_delimited(case: _Case) -> bool:
+    """The origin's process died in a response that only the connection's end delimits."""
+    last = case.tries[-1] if case.tries else None
+    return last is not None and last["framing"] == "close" and last["end"] == "restart:die"
+
+
 class Judge:
     """Judges one run; `verdict` has the result."""
 
@@ -107,6 +113,8 @@ class Judge:
             case "foreign":
                 self.verdict.foreign += 1
                 self._says("given the answer to another", case)
+            case "short" if _died_delimited(case):
+                self.verdict.figures["cut"]["by a dying origin, which HTTP cannot tell"] += 1
             case "truncated":
                 self._judge_cut(case)
             case "own":
@@ -177,8 +185,7 @@ class Judge:
         if last is None or (retried and len(case.tries) < 2 and last["nth"] != 1):
             self._unread.append(case)
             return
-        if last["end"] == "answered":
-            # sent whole, and destroyed by a reset that came with it
+        if last["end"] == "answered" and last["conn"] not in self._reset:
             self._says("failed although it was answered", case)
         died_used = last["nth"] > 1 and not last["sent"] and not last["interim"]
         if case.idempotent and died_used and case.ask["size"] <= MAX_BUFFER:

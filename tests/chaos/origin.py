@@ -8,8 +8,8 @@ SIGTERM, one JSON object a line:
 
     {"k": "try", "id", "method", "port", "conn", "nth": 1 for the first request of its connection,
      "at", "whole": when the request was read to its end or null, "interim", "sent", "total": bytes
-     of the final response, "trick", "end": how it ended, "late": it came after our FIN, "wrong": its body
-     was not its own}
+     of the final response, "trick", "framing", "end": how it ended, "late": it came after our FIN,
+     "wrong": its body was not its own}
     {"k": "end", "port", "conn", "served", "at", "how"}   a connection that we ended, and why
     {"k": "restart", "port", "from", "to"}
 
@@ -220,6 +220,7 @@ class Connection(asyncio.Protocol):
         self._try = self._line(number, method)
         self._part = part(self._books.seed, number, self._books.attempt(number), self._door.tricks)
         self._try["trick"] = self._part.trick
+        self._try["framing"] = self._part.framing
         self._body = BodyReader(head)
         self._answered = self._started = False
         self._steps = self._plan(number, method)
@@ -248,6 +249,7 @@ class Connection(asyncio.Protocol):
             "sent": 0,
             "total": 0,
             "trick": "",
+            "framing": "",
             "end": "",
             "late": False,
             "wrong": False,
@@ -416,8 +418,8 @@ def _who(head: bytes) -> tuple[int, str]:
     return number, first[0].decode()
 
 
-async def serve(options: argparse.Namespace) -> None:
-    """Serve until SIGTERM, then write the books."""
+async def serve(options: argparse.Namespace) -> Books:
+    """Serve until SIGTERM; the books."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -427,14 +429,14 @@ async def serve(options: argparse.Namespace) -> None:
         port, _, temper = word.partition(":")
         doors.append(Door(books, int(port), temper))
         await doors[-1].listen()
-    Path(f"{options.books}.ready").touch()
+    print("ready", flush=True)
     restarts = asyncio.ensure_future(_restarts(doors, books.rng, options.restart_every))
     await stop.wait()
     restarts.cancel()
     for door in doors:
         for connection in list(door.open):
             connection.end("stop", "close")
-    books.write(Path(options.books))
+    return books
 
 
 async def _restarts(doors: list[Door], rng: Random, every: float) -> None:
@@ -453,7 +455,8 @@ def main() -> None:
     parser.add_argument("doors", nargs="+")
     options = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(options))
+        books = runner.run(serve(options))
+    books.write(Path(options.books))
 
 
 if __name__ == "__main__":

@@ -84,9 +84,22 @@ def word(random: Random, kind: str) -> bytes:
 def fields(random: Random, most: int = 5) -> bytes:
     out = b""
     for _ in range(random.randrange(most + 1)):
-        out += word(random, "name") + word(random, "colon") + word(random, "space")
-        out += word(random, "value") + word(random, "after") + word(random, "end")
+        name, value = random.choice(_FIELDS)
+        if random.random() < 0.4:
+            name = word(random, "name")
+        if random.random() < 0.4:
+            value = word(random, "value")
+        out += name + word(random, "colon") + word(random, "space")
+        out += value + word(random, "after") + word(random, "end")
     return out
+
+
+_FIELDS = (
+    *((b"Content-Length", b"0"), (b"Content-Length", b"5"), (b"Transfer-Encoding", b"chunked")),
+    *((b"content-length", b"5"), (b"transfer-encoding", b"chunked"), (b"Connection", b"X-A")),
+    *((b"Connection", b"close"), (b"X-A", b"a"), (b"X-Mine", b"b"), (b"Host", b"h"), (b"A", b"b")),
+    *((b"Via", b"1.1 other"), (b"Upgrade", b"websocket"), (b"Max-Forwards", b"7")),
+)
 
 
 def request(random: Random) -> bytes:
@@ -192,6 +205,8 @@ def _sound_response(random: Random) -> bytes:
     version = random.choice((b"1.1", b"1.1", b"1.1", b"1.0"))
     extra = random.choice((b"", b"", b"Upgrade: x\r\nConnection: upgrade\r\n", b"X-A: b\r\n"))
     interim = random.choice((b"", b"", b"", b"HTTP/1.1 103 E\r\n\r\n"))
+    if not length:
+        body = random.choice((b"", b"some"))
     return interim + b"HTTP/%b %b R\r\n" % (version, status) + length + extra + b"\r\n" + body
 
 
@@ -214,6 +229,8 @@ def exchange_input(random: Random) -> bytes:
         got = response(random) if random.random() < 0.15 else _sound_response(random)
         if random.random() < 0.15:
             sent = mutated(random, sent)
+        elif random.random() < 0.1:
+            sent = sent[: -random.randint(1, 9)]
         if random.random() < 0.15:
             got = mutated(random, got)
         mine = _events(random, b"c", sent)

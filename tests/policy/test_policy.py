@@ -79,6 +79,13 @@ def test_a_canary_that_lives_longer_lifts_the_limit():
     assert limit.seconds == 6.0
 
 
+def test_a_canary_that_ends_within_the_limit_changes_nothing():
+    limit = learned(5.0, 5.0, 5.0)
+    limit.survived(5.0)
+    assert limit.seconds == 5.0
+    assert limit.probe_at == pytest.approx(6.0)
+
+
 def test_the_nearer_of_age_and_idle_limit_names_the_reason():
     assert retire.due(0.0, 50.0, 1.0, 100.0, 10.0) == retire.Due(60.0, CloseReason.IDLE_LIMIT)
     assert retire.due(0.0, 95.0, 1.0, 100.0, 10.0) == retire.Due(100.0, CloseReason.MAX_AGE)
@@ -142,6 +149,20 @@ def test_nothing_said_means_loopback_only():
     for address in ("10.0.0.1", "fe80::1%eth0", "::ffff:10.0.0.1"):
         with pytest.raises(RequestDenied):
             access.check_client(address)
+
+
+def test_loopback_is_known_in_each_way_it_is_written():
+    access = Access(("10.0.0.0/8",), {})
+    for address in ("127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"):
+        assert access.is_loopback(address)
+    for address in ("10.0.0.1", "::2", "128.0.0.1", "::ffff:10.0.0.1"):
+        assert not access.is_loopback(address)
+
+
+def test_without_credentials_none_are_asked_for():
+    access = Access(("10.0.0.0/8",), {})
+    for value in (None, b"Basic dTpw"):
+        access.check_credentials(value)
 
 
 def test_networks_admit_their_clients_only():

@@ -161,6 +161,66 @@ def test_a_waiter_that_left_is_served_no_more_but_its_dial_stays():
     assert (pool.fresh, pool.waiting) == (1, 0)
 
 
+def test_a_waiter_that_was_served_cannot_leave_the_line_any_more():
+    pool = make(0)
+    pool.acquire("w", Prefer.USED, 0.0, alive)
+    assert dial(pool, 1) == "w"
+    pool.cancel("w")
+    assert pool.tally.acquires == {"dialled": 1}
+    assert pool.active == 1
+
+
+def test_a_used_connection_passes_over_a_waiter_that_wants_a_fresh_one():
+    pool = filled(1)
+    pool.acquire("user", Prefer.FRESH, 0.0, alive)
+    pool.acquire("tunnel", Prefer.FRESH_ONLY, 0.0, alive)
+    pool.acquire("get", Prefer.USED, 0.0, alive)
+    assert pool.release(1, 0.0) == "get"
+    assert dial(pool, 2) == "tunnel"
+
+
+def test_a_lease_tells_whether_its_connection_served_a_request_before():
+    pool = filled(1)
+    pool.acquire("a", Prefer.FRESH, 0.0, alive)
+    assert not pool.was_used(1)
+    pool.release(1, 0.0)
+    pool.acquire("b", Prefer.FRESH, 0.0, alive)
+    assert pool.was_used(1)
+
+
+def test_a_lease_that_ends_with_its_connection_is_no_idle_close():
+    pool = filled(1)
+    pool.acquire("a", Prefer.FRESH, 0.0, alive)
+    pool.closed(1, CloseReason.UPSTREAM_EOF, 5.0)
+    assert (pool.active, pool.idle) == (0, 0)
+    assert pool.tally.closed == {"upstream_eof": 1}
+    assert pool.tally.dials_wasted == 0
+    assert pool.limits[True].seconds == pool.limits[False].seconds == inf
+
+
+def test_a_dial_that_is_cancelled_counts_no_more():
+    pool = make(1)
+    pool.dial_started(0.0)
+    pool.dial_cancelled()
+    assert (pool.dialling, pool.open) == (0, 0)
+
+
+def test_a_settled_pool_needs_no_plan_until_something_is_due():
+    pool = filled(2, idle_timeout=60, rng=lambda: 0.0)
+    assert pool.plan(0.0).wake_at == pool.settled_until(0.0) == 60.0
+    pool.acquire("a", Prefer.FRESH, 1.0, alive)
+    assert pool.settled_until(1.0) == 1.0, "one is missing"
+    dial(pool, 3, 1.0)
+    assert pool.settled_until(1.0) == 60.0
+    pool.release(2, 2.0)
+    assert pool.settled_until(2.0) == 60.0, "surplus leaves by age"
+    pool.plan(60.0)
+    assert pool.settled_until(60.0) == 60.0, "now"
+    waited_for = make(0)
+    waited_for.acquire("w", Prefer.USED, 3.0, alive)
+    assert waited_for.settled_until(3.0) == 3.0
+
+
 def test_one_failed_dial_fails_the_waiter_that_waited_longest_and_no_other():
     pool = make(0)
     for waiter in "ab":

@@ -61,6 +61,13 @@ def test_the_least_recently_used_origin_that_nobody_would_miss_is_let_go_first()
     assert [pool.origin for pool in registry.beyond_cap()] == [C]
 
 
+def test_as_many_are_let_go_as_there_are_too_many():
+    registry = make(max_origins=1)
+    for used in (B, C):
+        registry.use(used, 0.0)
+    assert [pool.origin for pool in registry.beyond_cap()] == [B, C]
+
+
 def test_pools_with_a_lease_and_configured_ones_stay():
     registry = make(max_origins=1)
     fill(registry, B, 1)

@@ -40,6 +40,21 @@ def request_status(head: RequestHead) -> int:
     return raised.value.status
 
 
+def request_error(*fields: tuple[bytes, bytes], version: bytes = b"1.1") -> tuple[int, str]:
+    with pytest.raises(BadRequest) as raised:
+        judge_request(bare_request((b"Host", b"h"), *fields, version=version))
+    return raised.value.status, raised.value.reason
+
+
+def response_reason(
+    *fields: tuple[bytes, bytes], status: int = 200, version: bytes = b"1.1"
+) -> str:
+    with pytest.raises(BadResponse) as raised:
+        judge_response(ResponseHead(version, status, b"OK", list(fields)), b"GET")
+    assert raised.value.status == 502
+    return raised.value.reason
+
+
 def response(*lines: bytes, status: int = 200, version: bytes = b"1.1") -> ResponseHead:
     first = b"HTTP/%b %d Any" % (version, status)
     return parse_response_head(b"\r\n".join([first, *lines, b"", b""]))
@@ -150,6 +165,7 @@ def test_via_names_what_was_received_and_then_us() -> None:
         (b"1.1 " + US, True),
         (b"1.0 fred, 1.1 %b (x), 1.1 other" % US, True),
         (b"1.1\t" + US, True),
+        (b"1.1 %b (a comment of words)" % US, True),
         (b"1.1 fred", False),
         (b"1.1 x" + US, False),
         (b"1.1 fred (%b)" % US, False),
@@ -167,6 +183,86 @@ def test_too_many_fields_are_431() -> None:
     lines = [(b"Host", b"h")] + [(b"a", b"b")] * 999
     assert len(judge_request(bare_request(*lines)).fields) == 999
     assert request_status(bare_request(*lines, (b"a", b"b"))) == 431
+
+
+def test_field_that_is_called_close_goes_when_connection_names_it() -> None:
+    """9110 7.6.1: every name in Connection is the name of a field too, close is no exception."""
+    lines = b"Connection: close", b"Close: 1", b"A: b"
+    assert judged_request(*lines).fields == [(b"A", b"b")]
+    assert judged_response(*lines).fields == [(b"A", b"b")]
+
+
+def test_flags_of_a_request_that_asks_for_nothing() -> None:
+    """What was not said is False or None, and not something that merely counts as such."""
+    for lines in ((), (b"Connection: expect, idempotency-key",)):
+        judged = judged_request(*lines)
+        flags = (judged.chunked, judged.expect_continue, judged.te_trailers)
+        assert flags == (False, False, False)
+        assert (judged.connection_auth, judged.idempotency_key) == (False, False)
+        said = (judged.upgrade, judged.max_forwards, judged.proxy_authorization)
+        assert said == (None, None, None)
+        assert judged.content_length is None
+        assert list(judged.via) == []
+
+
+def test_credentials_for_a_connection_are_seen() -> None:
+    """Row 48: NTLM and Negotiate, in any case, whatever another Authorization says."""
+    assert judged_request(b"Authorization: ntlm TlRM").connection_auth
+    assert judged_request(b"Authorization: Negotiate YII=", b"Authorization: a b").connection_auth
+    assert not judged_request(b"Authorization: Basic NTLM").connection_auth
+
+
+def test_idempotency_key_counts_only_if_it_goes_on() -> None:
+    """A key that Connection takes out names nothing to the upstream."""
+    line = b"Idempotency-Key: 1"
+    judged = judged_request(line, b"Connection: x")
+    assert judged.idempotency_key
+    assert judged.fields == [(b"Idempotency-Key", b"1")]
+    assert judged_request(line, b"Connection: idempotency-key").idempotency_key is False
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ([(b"Host", b"h")], "more than one Host"),
+        ([(b"Content-Length", b"3")] * 2, "more than one Content-Length"),
+        ([(b"Content-Length", b"x")], "malformed Content-Length"),
+        ([(b"Proxy-Authorization", b"a")] * 2, "more than one Proxy-Authorization"),
+        ([(b"A", b"b")] * 1000, "more than 1000 fields"),
+        ([(b"Transfer-Encoding", b"gzip")], "the last transfer coding is not chunked"),
+        ([(b"Transfer-Encoding", b"chunked, chunked")], "chunked more than once"),
+        ([(b"Transfer-Encoding", b"gzip, chunked, chunked")], "chunked more than once"),
+        (
+            [(b"Transfer-Encoding", b"gzip, chunked")],
+            "only chunked is known as a transfer coding",
+        ),
+        (
+            [(b"Transfer-Encoding", b"chunked"), (b"Content-Length", b"3")],
+            "Transfer-Encoding and Content-Length in one request",
+        ),
+    ],
+)
+def test_reason_of_a_refusal(fields: list[tuple[bytes, bytes]], reason: str) -> None:
+    """Who reads the answer learns what was wrong."""
+    assert request_error(*fields)[1] == reason
+
+
+def test_reasons_that_depend_on_version_or_method() -> None:
+    """Who reads the answer learns what was wrong there too."""
+    chunked = (b"Transfer-Encoding", b"chunked")
+    assert request_error(chunked, version=b"1.0") == (400, "Transfer-Encoding in HTTP/1.0")
+    for head, reason in (
+        (bare_request(), "HTTP/1.1 needs a Host"),
+        (bare_request((b"Host", b"h h")), "malformed Host"),
+        (
+            RequestHead(b"CONNECT", b"h:1", b"1.1", [(b"Host", b"h:1"), chunked]),
+            "CONNECT has no body",
+        ),
+        (request(b"Max-Forwards: x", method=b"TRACE"), "malformed Max-Forwards"),
+    ):
+        with pytest.raises(BadRequest) as raised:
+            judge_request(head)
+        assert raised.value.reason == reason
 
 
 # ── requests: Host ───────────────────────────────────────────────────────────────────────────
@@ -237,7 +333,8 @@ def test_content_length_is_bounded() -> None:
     """Row 29: a length that overflows 64 bits somewhere is refused here."""
     most = b"%d" % (2**63 - 1)
     assert not judge_request(bare_request((b"Host", b"h"), (b"Content-Length", most))).body.done
-    for value in (b"%d" % 2**63, b"9" * 5000):
+    assert judge_request(bare_request((b"Host", b"h"), (b"Content-Length", b"0" * 19))).body.done
+    for value in (b"%d" % 2**63, b"9" * 5000, b"0" * 20):
         assert request_status(bare_request((b"Host", b"h"), (b"Content-Length", value))) == 400
 
 
@@ -314,6 +411,10 @@ def test_keep_alive_of_requests() -> None:
     assert not judged_request(b"Connection: a, CLOSE").keep_alive
     assert not judged_request(b"Connection: close", b"Connection: keep-alive").keep_alive
     assert not judged_request(b"Proxy-Connection: close").keep_alive
+    assert not judged_request(
+        b"Proxy-Connection: close", b"Proxy-Connection: keep-alive"
+    ).keep_alive
+    assert judged_request(b"Proxy-Connection: keep-alive").keep_alive
     assert not judged_request(version=b"1.0").keep_alive
     assert not judged_request(b"Connection: keep-alive", version=b"1.0").keep_alive
 
@@ -323,8 +424,11 @@ def test_expect_is_forwarded_and_known() -> None:
     judged = judged_request(b"Expect: 100-Continue", b"Content-Length: 3")
     assert judged.expect_continue
     assert judged.fields == [(b"Expect", b"100-Continue")]
-    assert not judged_request(b"Expect: 100-continue", version=b"1.0").expect_continue
+    old = judged_request(b"Expect: 100-continue", b"Expect: other", version=b"1.0")
+    assert not old.expect_continue
+    assert old.fields == [(b"Expect", b"other")]
     assert not judged_request(b"Expect: other").expect_continue
+    assert judged_request(b"Expect: 100-continue", b"Connection: x").expect_continue
     assert not judged_request(b"Expect: 100-continue", b"Connection: expect").expect_continue
 
 
@@ -337,6 +441,8 @@ def test_upgrade_is_asked_for_in_our_name() -> None:
         b"Upgrade: websocket",
         b"Connection: upgrade",
     ]
+    several = judged_request(b"Upgrade: X/1,2X", b"Upgrade: c", b"Connection: upgrade")
+    assert several.upgrade == b"X/1, 2X, c"
     assert judged_request(b"Upgrade: websocket").upgrade is None
     assert judged_request(b"Connection: upgrade").upgrade is None
     old = judged_request(b"Upgrade: websocket", b"Connection: upgrade", version=b"1.0")
@@ -365,9 +471,13 @@ def test_max_forwards_is_counted_down(method: bytes) -> None:
     judged = judged_request(b"Max-Forwards: 7", method=method)
     assert judged.max_forwards == 7
     assert written(judged, method) == [b"Via: 1.1 " + US, b"Max-Forwards: 6"]
+    assert written(judged_request(b"Max-Forwards: 1", method=method), method)[1:] == [
+        b"Max-Forwards: 0"
+    ]
     assert judged_request(b"Max-Forwards: 0", method=method).max_forwards == 0
+    assert judged_request(b"Max-Forwards: 999999999", method=method).max_forwards == 10**9 - 1
     assert written(judged_request(method=method), method) == [b"Via: 1.1 " + US]
-    for value in (b"x", b"-1", b"9" * 5000):
+    for value in (b"x", b"-1", b"0" * 10, b"9" * 5000):
         assert request_status(request(b"Max-Forwards: " + value, method=method)) == 400
     assert request_status(request(b"Max-Forwards: 1", b"Max-Forwards: 2", method=method)) == 400
 
@@ -393,6 +503,55 @@ def test_response_bodies() -> None:
     assert isinstance(judged.body, UntilClose)
     assert judged.until_close
     assert not judged.reusable
+    assert isinstance(judged_response(status=300, method=b"CONNECT").body, UntilClose)
+
+
+def test_chunked_responses_keep_their_framing_and_lose_nominated_trailers() -> None:
+    """Rows 16 and 30: unless the client speaks HTTP/1.0, chunks and trailers go on."""
+    head = response(b"Transfer-Encoding: chunked", b"Connection: x-a", b"Connection: x-b")
+    body = judge_response(head, b"GET").body
+    stream = b"1\r\na\r\n0\r\nX-A: 1\r\nX-C: 2\r\nX-B: 3\r\n\r\n"
+    assert body.feed(stream) == (b"1\r\na\r\n0\r\nX-C: 2\r\n\r\n", b"")
+
+
+def test_flags_of_a_response_that_says_nothing() -> None:
+    """What was not said is False or None, and not something that merely counts as such."""
+    for lines in ((), (b"Connection: date",)):
+        judged = judged_response(*lines, status=204)
+        flags = (judged.chunked, judged.until_close, judged.interim, judged.has_date)
+        assert flags == (False, False, False, False)
+        assert judged.connection_auth is False
+        assert (judged.upgrade, judged.offer, judged.keep_alive_timeout) == (None, None, None)
+        assert list(judged.via) == []
+
+
+def test_number_of_fields_of_a_response_is_bounded() -> None:
+    """Row 11: as many as a request may have."""
+    fields = [(b"A", b"b")] * 1000
+    assert judge_response(ResponseHead(b"1.1", 200, b"OK", fields), b"GET").fields == fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ([(b"A", b"b")] * 1001, "more than 1000 fields from the upstream"),
+        ([(b"Content-Length", b"x")], "malformed Content-Length from the upstream"),
+        ([(b"Content-Length", b"X3")], "malformed Content-Length from the upstream"),
+        ([(b"Content-Length", b"\x0b3")], "malformed Content-Length from the upstream"),
+        ([(b"Content-Length", b"3, 4")], "more than one Content-Length from the upstream"),
+        (
+            [(b"Transfer-Encoding", b"gzip")],
+            "the upstream used a transfer coding other than chunked",
+        ),
+        (
+            [(b"Transfer-Encoding", b"chunked"), (b"Content-Length", b"3")],
+            "Transfer-Encoding and Content-Length in one response",
+        ),
+    ],
+)
+def test_reason_of_a_502(fields: list[tuple[bytes, bytes]], reason: str) -> None:
+    """Who reads the answer learns what the upstream did wrong."""
+    assert response_reason(*fields) == reason
 
 
 @pytest.mark.parametrize(
@@ -468,9 +627,8 @@ def test_badly_framed_responses_are_refused(fields: list[tuple[bytes, bytes]]) -
 
 def test_transfer_encoding_in_an_http_10_response_is_refused() -> None:
     """Row 24: an upstream of HTTP/1.0 knows no chunks."""
-    head = ResponseHead(b"1.0", 200, b"OK", [(b"Transfer-Encoding", b"chunked")])
-    with pytest.raises(BadResponse):
-        judge_response(head, b"GET")
+    reason = response_reason((b"Transfer-Encoding", b"chunked"), version=b"1.0")
+    assert reason == "Transfer-Encoding in an HTTP/1.0 response"
 
 
 def test_equal_lengths_become_one() -> None:
@@ -540,9 +698,12 @@ def test_interim_and_switching_responses() -> None:
     judged = judged_response(b"Upgrade: websocket", b"Connection: upgrade", status=101)
     assert not judged.interim
     assert judged.upgrade == b"websocket"
-    assert judged_response(b"Upgrade: websocket").upgrade is None
-    with pytest.raises(BadResponse):
-        judge_response(ResponseHead(b"1.1", 101, b"", []), b"GET")
+    assert judged.offer is None
+    assert judged_response(b"Upgrade: a,b", b"Upgrade: c", status=101).upgrade == b"a, b, c"
+    judged = judged_response(b"Upgrade: websocket")
+    assert (judged.upgrade, judged.offer) == (None, None)
+    reason = response_reason(status=101)
+    assert reason == "the upstream switches protocols without a name for the new one"
 
 
 # ── responses: what is written ───────────────────────────────────────────────────────────────
@@ -555,8 +716,11 @@ def test_response_is_written_from_what_was_judged() -> None:
         b"Connection: keep-alive, X-Hop",
         b"X-Hop: 1",
         b"Keep-Alive: timeout=5",
+        b"Proxy-Connection: keep-alive",
+        b"TE: trailers",
         b"Date: then",
         b"Via: 1.1 other",
+        b"Via: 1.1 another",
         b"content-length: 3",
         b"Set-Cookie: a",
         b"set-cookie: b",
@@ -569,7 +733,7 @@ def test_response_is_written_from_what_was_judged() -> None:
         b"Set-Cookie: a",
         b"set-cookie: b",
         b"Proxy-Status: other; error=dns_error",
-        b"Via: 1.1 other, 1.0 " + US,
+        b"Via: 1.1 other, 1.1 another, 1.0 " + US,
         b"Content-Length: 3",
     ]
 
@@ -612,7 +776,9 @@ def test_426_keeps_its_offer() -> None:
     lines = b"Upgrade: a/2", b"Connection: upgrade", b"Content-Length: 0", b"Date: x"
     out = rewritten(*lines, status=426, keep_alive=False)
     assert out[-2:] == [b"Upgrade: a/2", b"Connection: close, upgrade"]
-    assert judged_response(*lines, status=426).upgrade is None
+    judged = judged_response(*lines, b"Upgrade: b", status=426)
+    assert (judged.upgrade, judged.offer) == (None, b"a/2, b")
+    assert judged_response(status=426).offer is None
 
 
 def test_written_heads_can_be_read_again() -> None:

@@ -2,6 +2,7 @@
 
 import re
 
+import h11
 import httptools
 import pytest
 from hypothesis import example, given, settings
@@ -353,6 +354,34 @@ def test_status_lines(line: bytes, status: int, reason: bytes) -> None:
     head = parse_response_head(block)
     assert (head.status, head.reason) == (status, reason)
     assert heads._slow_response(block) == head
+
+
+def test_heads_that_a_second_reader_takes_for_others_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where h11 reads another target, status or field, nobody knows what the next reader reads."""
+    fields = [("Host", "h"), ("A", "b")]
+    heard: list[object] = [
+        h11.Request(method="GET", target="/other", headers=fields),
+        h11.Request(method="PUT", target="/", headers=fields),
+        h11.Request(method="GET", target="/", headers=fields[:1]),
+        h11.NEED_DATA,
+    ]
+    for event in heard:
+        monkeypatch.setattr(heads, "_second_opinion", lambda *_, event=event: event)
+        with pytest.raises(BadRequest) as refused:
+            heads._slow_request(b"GET / HTTP/1.1\r\nHost: h\r\nA: b\r\n\r\n")
+        assert refused.value.reason == "ambiguous request head"
+    heard = [
+        h11.Response(status_code=201, headers=fields[1:]),
+        h11.Response(status_code=200, headers=fields),
+        h11.NEED_DATA,
+    ]
+    for event in heard:
+        monkeypatch.setattr(heads, "_second_opinion", lambda *_, event=event: event)
+        with pytest.raises(BadResponse) as discarded:
+            heads._slow_response(b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n")
+        assert discarded.value.reason == "ambiguous head from the upstream"
 
 
 def test_space_before_a_colon_is_removed_from_responses() -> None:

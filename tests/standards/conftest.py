@@ -52,7 +52,7 @@ def strict(_daemons: Callable[..., Warmproxy]) -> Warmproxy:
         client_idle_timeout=0.3,
         defaults={
             "max_connections": 1,
-            "acquire_timeout": 0.3,
+            "acquire_timeout": 0.6,
             "dial_timeout": 0.3,
             "response_timeout": 0.3,
             "idle_timeout": 0.3,

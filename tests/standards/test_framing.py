@@ -71,6 +71,7 @@ def test_row_24_a_coding_in_an_http_10_response_is_refused(proxy, origin) -> Non
         ["Transfer-Encoding: chunked;q=1"],
         ["Transfer-Encoding: "],
         ["Transfer-Encoding: chunked, chunked"],
+        ["X-Odd:  spaces make another reader take this head", "Transfer-Encoding: gzip"],
     ],
 )
 def test_row_25_the_last_coding_has_to_be_chunked(proxy, web, lines) -> None:
@@ -109,10 +110,11 @@ def test_row_26_equal_lengths_in_a_response_become_one(client, origin, lines) ->
     assert [r.nth for r in web.received] == [1, 2]
 
 
-@pytest.mark.parametrize("lines", [["gzip, chunked"], ["x-own", "chunked"]])
-def test_row_27_an_unknown_coding_is_a_501(proxy, web, lines) -> None:
+@pytest.mark.parametrize("codings", [["gzip, chunked"], ["x-own", "chunked"]])
+@pytest.mark.parametrize("odd", ["X-Even: 1", "X-Odd:  spaces make another reader take this head"])
+def test_row_27_an_unknown_coding_is_a_501(proxy, web, codings, odd) -> None:
     """Row 27: a coding that we do not know, with chunked behind it, is a 501."""
-    lines = [f"Transfer-Encoding: {line}" for line in lines]
+    lines = [odd, *(f"Transfer-Encoding: {coding}" for coding in codings)]
     refused(proxy, web, request("POST", f"{web.url}/bad", *lines) + CHUNKS, 501)
 
 

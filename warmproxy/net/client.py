@@ -112,6 +112,7 @@ class ClientConnection(asyncio.Protocol):
         "_lingers",
         "_moved",
         "_pinned",
+        "_queued",
         "_reading",
         "_since",
         "_transport",
@@ -130,6 +131,8 @@ class ClientConnection(asyncio.Protocol):
         """The lease stays with this client between its exchanges."""
         self._moved = 0
         """Bytes through the tunnel at the last sweep."""
+        self._queued = (0, 0)
+        """Bytes that the client and the upstream had yet to take at the last sweep."""
         self._lingers = False
         self._first_byte_due = False
         self._since = clients.loop.time()
@@ -168,7 +171,8 @@ class ClientConnection(asyncio.Protocol):
             self.drain()
 
     def data_received(self, data: bytes) -> None:
-        if not self._exchange.awaits_head:  # a head's time runs from its first byte
+        # a head's time runs from its first byte, and the last answer's from its end
+        if not (self._exchange.awaits_head or self._lingers):
             self._since = self._clients.loop.time()
         self._run(self._exchange.client_data(data))
 
@@ -241,17 +245,24 @@ class ClientConnection(asyncio.Protocol):
     def sweep(self, now: float) -> None:
         """Look for what no event tells: called about once a second."""
         exchange, settings = self._exchange, self._clients.settings
-        waited = now - self._since
         if self._tunnel is not None:
             self._sweep_tunnel(self._tunnel, now)
-        elif self._lingers:
+            return
+        self._look_at_queues(now)
+        waited = now - self._since
+        if self._lingers:
             if waited >= LINGER_SECONDS:
+                self._transport.abort()
+        elif self._transport.is_closing():
+            # what is queued goes out first, but not for ever to a client that does not read
+            if waited >= settings.client_idle_timeout:
                 self._transport.abort()
         elif exchange.state is State.IDLE:
             if exchange.awaits_head:
                 if waited >= settings.head_timeout:
                     self._run(exchange.head_timed_out())
             elif waited >= settings.client_idle_timeout:
+                self._since = now
                 self._transport.close()
         elif exchange.state is State.FORWARDING:
             assert self._lease is not None
@@ -260,9 +271,22 @@ class ClientConnection(asyncio.Protocol):
                 if upstream.response_timeout and waited >= upstream.response_timeout:
                     self._run(exchange.response_timed_out())
             elif upstream.stall_timeout and waited >= upstream.stall_timeout:
-                self._run(exchange.stalled())
+                if self._client_full:
+                    self._transport.abort()  # it takes nothing: no answer would reach it
+                else:
+                    self._run(exchange.stalled(upstream_full=self._upstream_full))
         elif exchange.state is State.CONNECTING and not self._reading and self._hung_up():
             self._transport.abort()
+
+    def _look_at_queues(self, now: float) -> None:
+        """A slow reader takes bytes without any event: what is queued for it becomes less."""
+        lease = self._lease
+        upstream = lease.connection.transport.get_write_buffer_size() if lease else 0
+        queued = (self._transport.get_write_buffer_size(), upstream)
+        if queued != self._queued:
+            self._queued = queued
+            if self._exchange.is_forwarding or self._lingers or self._transport.is_closing():
+                self._since = now
 
     def _sweep_tunnel(self, tunnel: Tunnel, now: float) -> None:
         moved = tunnel.up + tunnel.down
@@ -324,6 +348,14 @@ class ClientConnection(asyncio.Protocol):
         return [] if lease is None else self._take(lease)
 
     def _take(self, lease: Lease) -> list[Action]:
+        clients = self._clients
+        if (
+            lease.connection.origin.scheme == "tcp"
+            and clients.tunnels >= clients.settings.max_tunnels
+        ):  # others came to stand while this one was dialled
+            lease.release(reusable=False)
+            error = LimitReached(f"{clients.tunnels} tunnels are open (max_tunnels)")
+            return self._exchange.lease_failed(error)
         self._lease = lease
         self._upstream_full = False
         self._first_byte_due = True

@@ -184,6 +184,8 @@ class Housekeeper:
         elif not reusable or self._stopped:
             reason = CloseReason.SHUTDOWN if self._stopped else CloseReason.NOT_REUSABLE
             self._ended(pool, conn, reason, now)
+        elif pool.must_yield():
+            self._ended(pool, conn, CloseReason.SURPLUS, now)
         else:
             waiter = pool.release(conn, now)
             if waiter is not None:

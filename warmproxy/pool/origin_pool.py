@@ -23,7 +23,7 @@ Connections (`C`) and waiters (`W`) are opaque here; times are seconds of one mo
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from math import inf
 from typing import Generic, TypeVar
 
@@ -181,6 +181,14 @@ class OriginPool(Generic[C, W]):
     def was_used(self, conn: C) -> bool:
         """Whether a leased connection served a request before this lease."""
         return self._active[conn].used
+
+    def must_yield(self) -> bool:
+        """Whether a used connection that comes back is to be closed: the first in line takes a
+        fresh one only, and max_connections leaves no room to dial it."""
+        if not self._waiting or self.open < self.settings.max_connections:
+            return False
+        picky = takewhile(lambda w: w.prefer is Prefer.FRESH_ONLY, self._waiting.values())
+        return sum(1 for _ in picky) > self.dialling
 
     def is_let_go(self) -> bool:
         """Whether nobody would miss this pool: no lease, no waiter, no dial."""

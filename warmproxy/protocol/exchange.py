@@ -333,15 +333,20 @@ class Exchange:
             self._answer(BadRequest("the request's head took too long (head_timeout)", status=408))
         return self._take()
 
-    def stalled(self) -> list[Action]:
-        """Nothing has moved in either direction for stall_timeout."""
+    def stalled(self, *, upstream_full: bool = False) -> list[Action]:
+        """Nothing has moved in either direction for stall_timeout; `upstream_full`: because the
+        upstream takes no more of the request's body."""
         if self.state is not State.FORWARDING:
             return self._take()
         self._out.append(Release(reusable=False))
         if self._responding:
             self._close(Close.ABORT if self._ends_by_close() else Close.FLUSH)
         elif not self._body.done:
-            self._answer(BadRequest("the request's body stalled (stall_timeout)", status=408))
+            self._answer(
+                ResponseTimeout(f"{self.origin} takes no more of the request's body")
+                if upstream_full
+                else BadRequest("the request's body stalled (stall_timeout)", status=408)
+            )
         else:
             self._answer(ResponseTimeout(f"{self.origin} stalled inside a response's head"))
         return self._take()
@@ -492,6 +497,9 @@ class Exchange:
             self._close(Close.LINGER)
         elif go_on:
             self.state = State.IDLE
+        elif self._judged.keep_alive and not self._client_ended:
+            # what the client has asked beyond this request may be on its way (RFC 9112, 9.6)
+            self._close(Close.LINGER)
         else:
             self._close(Close.FLUSH)
 

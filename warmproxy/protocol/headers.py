@@ -171,8 +171,10 @@ def judge_request(head: RequestHead) -> JudgedRequest:
         elif name == b"upgrade":
             upgrades += _list(value)
         elif name == b"expect":
-            kept.append(field)
-            expects = expects or value.lower() == b"100-continue"
+            waits = value.lower() == b"100-continue"
+            if http_11 or not waits:  # in HTTP/1.0 it means nothing (RFC 9110, 10.1.1)
+                kept.append(field)
+            expects = expects or waits
         elif name == b"proxy-authorization":
             if proxy_authorization is not None:
                 raise BadRequest("more than one Proxy-Authorization")
