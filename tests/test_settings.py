@@ -11,9 +11,11 @@ from warmproxy.errors import ConfigError
 from warmproxy.loading import Loaded, load
 from warmproxy.origin import origin
 from warmproxy.settings import (
-    TABLES,
+    GatewaySettings,
+    NESTED,
     OriginSettings,
     Settings,
+    TABLES,
     UpstreamSettings,
     describe,
     parse_address,
@@ -87,10 +89,11 @@ def test_defaults_hold_for_each_upstream_that_does_not_say_otherwise() -> None:
 
 def test_every_effective_value_has_a_source() -> None:
     text = '[[upstream]]\nurl = "https://a.example"\n[[upstream]]\nurl = "https://b.example"\n'
-    names = [*OriginSettings.__struct_fields__]
-    expected = {n for n in Settings.__struct_fields__ if n not in ("upstream", "defaults")}
-    expected |= {f"defaults.{n}" for n in names}
-    expected |= {f"upstream[{i}].{n}" for i in (0, 1) for n in [*names, "url", "warm"]}
+    text += '[[gateway]]\nlisten = "127.0.0.1:9001"\nupstream = "https://a.example"\n'
+    expected = {n for n in Settings.__struct_fields__ if n not in NESTED}
+    expected |= {f"defaults.{n}" for n in OriginSettings.__struct_fields__}
+    expected |= {f"upstream[{i}].{n}" for i in (0, 1) for n in UpstreamSettings.__struct_fields__}
+    expected |= {f"gateway[0].{n}" for n in GatewaySettings.__struct_fields__}
     assert set(loaded(text).sources) == expected
 
 
@@ -200,7 +203,7 @@ def test_every_problem_is_reported_at_once_file_first_then_environment_then_flag
         "w.toml:4: 'warm' must be a whole number >= 0, not \"four\"",
         'WARMPROXY_GRACE: must be a number >= 0, not "soon"',
         "WARMPROXY_LISTENS: unknown variable; did you mean 'WARMPROXY_LISTEN'?",
-        "--warm 'https://b.example=x': must be URL=N, N a whole number >= 0, not \"x\"",
+        "--warm 'https://b.example=x': must be URL=N or URL=N,tls=M, whole numbers >= 0, not \"x\"",
         '--grace: must be a number >= 0, not "late"',
     ]
 
@@ -253,9 +256,9 @@ def test_what_is_said_about_a_variable(variable: str, value: str, problem: str) 
     ("flag", "problem"),
     [
         ("api.example.com=4", "'api.example.com' must begin with http:// or https://"),
-        ("https://a.example=-1", 'must be URL=N, N a whole number >= 0, not "-1"'),
-        ("https://a.example=", 'must be URL=N, N a whole number >= 0, not ""'),
-        ("https://a.example=4,tls=2", "not a host name: 'a.example=4,tls'"),
+        ("https://a.example=-1", 'must be URL=N or URL=N,tls=M, whole numbers >= 0, not "-1"'),
+        ("https://a.example=", 'must be URL=N or URL=N,tls=M, whole numbers >= 0, not ""'),
+        ("http://a.example=4,tls=2", "'tls' is for https:// urls"),
         ("=4", "'' must begin with http:// or https://"),
     ],
 )
@@ -341,17 +344,63 @@ def test_no_addresses(text: str) -> None:
 # ── what the settings say about themselves ───────────────────────────────────────────────────
 
 
+def test_a_warm_flag_may_ask_for_finished_tls_too() -> None:
+    upstreams = load(
+        path=None,
+        text=None,
+        environ={"WARMPROXY_WARM": "https://a=4,tls=2 https://b,tls=3"},
+        flags={"warm": ["https://a=5"]},
+    ).settings.upstream
+    assert [(u.url, u.warm, u.tls) for u in upstreams] == [
+        ("https://a", 5, 2),
+        ("https://b", 2, 3),
+    ]
+
+
+def test_upgrade_and_gateway_make_warm_count_for_tls_too() -> None:
+    text = '[[upstream]]\nurl = "https://a"\nwarm = 4\n'
+    for more, count in (("", 0), ("upgrade = true", 4), ("tls = 1\nupgrade = true", 1)):
+        settings = loaded(text + more).settings
+        assert settings.tls_warm(settings.upstream[0]) == count
+    gateway = '[[gateway]]\nlisten = "127.0.0.1:1"\nupstream = "https://a"\n'
+    settings = loaded(text + gateway).settings
+    assert settings.tls_warm(settings.upstream[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("gateway = 1", "w.toml:1: 'gateway' must be written [[gateway]], one per port"),
+        ("[[gateway]]", "w.toml:1: this [[gateway]] has no 'listen'"),
+        ('[[gateway]]\nlisten = "1"', "w.toml:2: 'listen': \"1\" must be HOST:PORT"),
+        ('[[gateway]]\nlisten = "0.0.0.0:1"', "is not on loopback: set allow_clients"),
+        ('[[gateway]]\nlisten = "127.0.0.1:3180"', "is the admin listener's address"),
+        ('[[gateway]]\nupstream = "h"', "w.toml:2: 'h' must begin with http:// or https://"),
+        ('[[gatway]]\nlisten = "127.0.0.1:1"', "did you mean [[gateway]]?"),
+        ('[[gateway]]\nlisen = "127.0.0.1:1"', "did you mean 'listen'?"),
+    ],
+)
+def test_what_is_said_about_a_gateway(text: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        loaded(text)
+    assert any(problem in line for line in raised.value.problems), raised.value.problems
+
+
 def test_every_setting_is_described_once() -> None:
     described = [setting.key for setting in describe()]
-    expected = [n for n in Settings.__struct_fields__ if n not in ("upstream", "defaults")]
+    expected = [n for n in Settings.__struct_fields__ if n not in NESTED]
     expected += [f"defaults.{n}" for n in OriginSettings.__struct_fields__]
-    expected += ["upstream.url", "upstream.warm"]
+    ordered = list(expected)
+    of_all = set(OriginSettings.__struct_fields__)
+    expected += [f"upstream.{n}" for n in UpstreamSettings.__struct_fields__ if n not in of_all]
+    expected += [f"gateway.{n}" for n in GatewaySettings.__struct_fields__]
     assert sorted(described) == sorted(expected)
-    assert described[: len(expected) - 2] == expected[:-2]
+    assert described[: len(ordered)] == ordered
     for setting in describe():
         assert setting.meaning
         assert setting.type
-        assert (setting.default is None) == (setting.key == "upstream.url")
+        required = ("upstream.url", "gateway.listen", "gateway.upstream")
+        assert (setting.default is None) == (setting.key in required)
 
 
 def test_descriptions_name_types_in_words() -> None:

@@ -203,21 +203,31 @@ def sample_config() -> str:
     for setting in describe():
         if setting.table != table:
             table = setting.table
-            if table == "defaults":
-                lines += ["", "", "# What holds for each origin that does not say otherwise."]
-                lines += ["[defaults]"]
-            else:
-                lines += [
-                    "",
-                    "",
-                    "# One table for each origin that is held warm; what [defaults] holds",
-                ]
-                lines += ["# can stand here too.", "#[[upstream]]"]
+            lines += ["", "", *_ABOUT_TABLES[table]]
         meaning = f"{setting.meaning} ({setting.type})"
         lines += ["", *(f"# {line}" for line in textwrap.wrap(meaning, 94))]
-        default = setting.default or '"https://api.example.com"'
+        default = setting.default or _EXAMPLES[setting.key]
         lines += [f"#{setting.name} = {default}"]
     return "\n".join(lines) + "\n"
+
+
+_ABOUT_TABLES = {
+    "defaults": ("# What holds for each origin that does not say otherwise.", "[defaults]"),
+    "upstream": (
+        "# One table for each origin that is held warm; what [defaults] holds",
+        "# can stand here too.",
+        "#[[upstream]]",
+    ),
+    "gateway": (
+        "# One table for each port that stands for one upstream.",
+        "#[[gateway]]",
+    ),
+}
+_EXAMPLES = {
+    "upstream.url": '"https://api.example.com"',
+    "gateway.listen": '"127.0.0.1:9001"',
+    "gateway.upstream": '"https://api.example.com"',
+}
 
 
 def _init(path: Path) -> int:

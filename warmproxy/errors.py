@@ -135,6 +135,20 @@ class DialClosed(DialError):
     result = "closed"
 
 
+class TlsCertificateError(DialError):
+    """The upstream's certificate does not prove that it is the one that was asked for."""
+
+    token = "tls_certificate_error"
+    result = "tls"
+
+
+class TlsProtocolError(DialError):
+    """The TLS handshake with the upstream failed for another reason."""
+
+    token = "tls_protocol_error"
+    result = "tls"
+
+
 class AddressDenied(DialError):
     """The name led to an address where requests may not go."""
 

@@ -15,12 +15,14 @@ from warmproxy.errors import ConfigError
 from warmproxy.origin import Origin, origin_of_url
 from warmproxy.settings import (
     DEFAULTS,
+    GATEWAY,
     NESTED,
     SETTINGS_ENV_PREFIX,
     TABLES,
     TOP,
     UPSTREAM,
     Field,
+    GatewaySettings,
     OriginSettings,
     Settings,
     UpstreamSettings,
@@ -94,6 +96,7 @@ class _Loader:
         self.origins: dict[int, Origin] = {}
         """index of the upstream -> its origin"""
         self.upstreams = 0
+        self.gateways = 0
         self.elements: dict[str, list[_Place]] = {}
         """key of a list in the file -> where each of its elements is"""
 
@@ -115,12 +118,14 @@ class _Loader:
                     self.read_table((name,), value)
                 else:
                     self.problem(self.in_file(name), "'defaults' must be a table: [defaults]")
-            elif name == "upstream":
+            elif name in ("upstream", "gateway"):
+                read = self.read_upstream if name == "upstream" else self.read_gateway
                 if isinstance(value, list) and all(isinstance(table, dict) for table in value):
                     for index, table in enumerate(value):
-                        self.read_upstream(index, table)
+                        read(index, table)
                 else:
-                    what = "'upstream' must be written [[upstream]], one per origin"
+                    each = "origin" if name == "upstream" else "port"
+                    what = f"'{name}' must be written [[{name}]], one per {each}"
                     self.problem(self.in_file(name), what)
             else:
                 self.read_table((), {name: value})
@@ -167,6 +172,17 @@ class _Loader:
         if origin is not None:
             self.origins[index] = origin
 
+    def read_gateway(self, index: int, given: Mapping[str, object]) -> None:
+        self.gateways = index + 1
+        path: Path = ("gateway", index)
+        self.read_table(path, given)
+        for name in GATEWAY:
+            if name not in given:
+                self.problem(self.in_file(*path), f"this [[gateway]] has no '{name}'")
+        key = _key(*path, "upstream")
+        if key in self.values:
+            self.origin_of(self.values[key], self.places[key])
+
     def read_environment(self, environ: Mapping[str, str]) -> None:
         for variable in sorted(environ):
             if not variable.startswith(SETTINGS_ENV_PREFIX) or variable in _NOT_SETTINGS:
@@ -204,22 +220,30 @@ class _Loader:
         """`URL=N` or `URL`. A URL that is an upstream already gets its `warm` from here."""
         quoted = _one_line(without_password(text))[:200]
         place = place._replace(prefix=f"{place.prefix} '{quoted}'")
-        url, equals, count = text.rpartition("=")
-        if not equals:
-            url = text
-        origin = self.origin_of(url, place)
-        if equals and not re.fullmatch("[0-9]{1,9}", count):
-            self.problem(place, f"must be URL=N, N a whole number >= 0, not {shown(count)}")
-            return
+        counts: dict[str, str] = {}
+        rest = text
+        for name, before in (("tls", ",tls="), ("warm", "=")):
+            rest_before, found, count = rest.rpartition(before)
+            if found:
+                rest, counts[name] = rest_before, count
+        origin = self.origin_of(rest, place)
+        for count in counts.values():
+            if not re.fullmatch("[0-9]{1,9}", count):
+                what = f"must be URL=N or URL=N,tls=M, whole numbers >= 0, not {shown(count)}"
+                self.problem(place, what)
+                return
         if origin is None:
+            return
+        if "tls" in counts and origin.scheme == "http":
+            self.problem(place, "'tls' is for https:// urls")
             return
         index = next((i for i, known in self.origins.items() if known is origin), self.upstreams)
         if index == self.upstreams:
             self.upstreams += 1
             self.origins[index] = origin
-            self.put(f"upstream[{index}].url", url, place)
-        if equals:
-            self.put(f"upstream[{index}].warm", int(count), place)
+            self.put(f"upstream[{index}].url", rest, place)
+        for name, count in counts.items():
+            self.put(f"upstream[{index}].{name}", int(count), place)
 
     # one value
 
@@ -280,6 +304,7 @@ class _Loader:
         listen = self.each("listen")
         if not listen:
             self.about("listen", self.value("listen")[1], "names no address")
+        listen = listen + self.gateway_addresses()
         guards = ("allow_clients", "credentials_file")
         guarded = not self.sound(*guards) or any(self.value(guard)[0] for guard in guards)
         places: dict[tuple[str, int], _Place] = {}
@@ -303,6 +328,24 @@ class _Loader:
         else:
             what = f"{shown(admin)} is a listen address too; give each its own port"
             self.about("admin", place, what)
+
+    def gateway_addresses(self) -> list[tuple[str, _Place]]:
+        """Each with its place. One that others can reach needs allow_clients: a program with a
+        base URL cannot send the proxy's credentials."""
+        found = []
+        for i in range(self.gateways):
+            key = _key("gateway", i, "listen")
+            if key not in self.values:
+                continue
+            text, place = self.values[key], self.places[key]
+            found.append((text, place))
+            try:
+                host, _ = parse_address(text)
+            except ValueError:
+                continue  # said with the other addresses
+            if not is_loopback(host) and not self.value("allow_clients")[0]:
+                self.about(key, place, f"{shown(text)} is not on loopback: set allow_clients")
+        return found
 
     def address_of(self, key: str, text: str, place: _Place) -> tuple[str, int] | None:
         try:
@@ -371,11 +414,15 @@ class _Loader:
 
         top = table((), [name for name in TOP if name not in NESTED])
         defaults = OriginSettings(**table(("defaults",), DEFAULTS))
-        order = ["url", "warm", *DEFAULTS]  # as people write them
+        order = list(dict.fromkeys(["url", "warm", *UPSTREAM]))  # as people write them
         upstream = [
             UpstreamSettings(**table(("upstream", i), order)) for i in range(self.upstreams)
         ]
-        return Loaded(Settings(**top, defaults=defaults, upstream=tuple(upstream)), sources)
+        gateway = [GatewaySettings(**table(("gateway", i), GATEWAY)) for i in range(self.gateways)]
+        settings = Settings(
+            **top, defaults=defaults, upstream=tuple(upstream), gateway=tuple(gateway)
+        )
+        return Loaded(settings, sources)
 
 
 # ── words for people ─────────────────────────────────────────────────────────────────────────
@@ -388,7 +435,12 @@ _FROM_ORCHESTRATOR = re.compile(
     r"WARMPROXY_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)=.*"
     r"|WARMPROXY_PORT=(tcp|udp|sctp)://.*"
 )
-_PLACES = {"": "at the top level", "defaults": "in [defaults]", "upstream": "in [[upstream]]"}
+_PLACES = {
+    "": "at the top level",
+    "defaults": "in [defaults]",
+    "upstream": "in [[upstream]]",
+    "gateway": "in [[gateway]]",
+}
 
 
 def _closest(word: str, known: Iterable[str]) -> str | None:
@@ -412,7 +464,11 @@ def _unknown_key(name: str, table: str) -> str:
 
 
 def _unknown_table(name: str) -> str:
-    headers = {"defaults": "[defaults]", "upstream": "[[upstream]]"}
+    headers = {
+        "defaults": "[defaults]",
+        "upstream": "[[upstream]]",
+        "gateway": "[[gateway]]",
+    }
     close = _closest(name, headers)
     if close is None or name in UPSTREAM:
         return _unknown_key(name, "")

@@ -25,6 +25,8 @@ class CloseReason(StrEnum):
     SURPLUS = "surplus"
     NOT_REUSABLE = "not_reusable"
     ADDRESS_GONE = "address_gone"
+    SECURED = "secured"
+    """A raw connection on which TLS was begun."""
     SHUTDOWN = "shutdown"
 
 

@@ -42,6 +42,16 @@ def origin(scheme: Scheme, host: str, port: int, tls: str | None = None) -> Orig
     return Origin(scheme, host, port, tls)
 
 
+def secured(tcp: Origin, profile: str) -> Origin:
+    """The origin of finished TLS connections to the place of a tcp origin."""
+    return origin("https", tcp.host, tcp.port, profile)
+
+
+def unsecured(https: Origin) -> Origin:
+    """The origin of the raw TCP connections that a finished TLS connection begins as."""
+    return origin("tcp", https.host, https.port)
+
+
 def normalise_host(host: str) -> str:
     """A host as pools know it: lower case, IDNA in ASCII, IPv6 compressed and unbracketed.
 

@@ -1,39 +1,30 @@
 """The composition root: build the house, open the doors, sweep, and leave in good order."""
 
 import asyncio
-import os
 import random
-import resource
-import secrets
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
 from email.utils import formatdate
 from functools import partial
-from ipaddress import ip_address
 from math import inf
 
 import uvloop
 
-from warmproxy import __version__, log
+from warmproxy import __version__, log, wiring
 from warmproxy.admin.pages import Readiness, View, respond
 from warmproxy.admin.server import AdminConnection, AdminHosts
-from warmproxy.errors import StartError
 from warmproxy.metrics import Exposition, Gauges, Sample
 from warmproxy.net.client import Clients
 from warmproxy.net.dialer import Dialer
 from warmproxy.net.housekeeper import Housekeeper, Waiter
-from warmproxy.net.listener import Doors, listen
+from warmproxy.net.listener import Doors, Factory
 from warmproxy.net.resolver import Resolver
+from warmproxy.net.tls import Contexts
 from warmproxy.net.upstream import UpstreamConnection
-from warmproxy.origin import Origin
-from warmproxy.policy.access import Access
-from warmproxy.policy.destinations import Destinations, Listener
 from warmproxy.pool.registry import Registry, tallies
-from warmproxy.protocol.exchange import Terms
-from warmproxy.settings import Settings, parse_address
+from warmproxy.settings import Settings
 
 SWEEP_SECONDS = 1.0
 """Between two looks for what no event tells: timeouts, clients that hung up while paused."""
@@ -66,15 +57,15 @@ class Service:
         self._loop = loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        proxy, admin = self._bind()
-        self._build(proxy, admin)
+        sockets = wiring.bind(self._settings)
+        self._build(sockets)
         await self._doors.open()
-        if admin is not None:
+        if sockets.admin is not None:
             hosts = AdminHosts(self._settings.admin_hosts, self._settings.admin)
             page = partial(respond, self._view)
             factory = partial(AdminConnection, page, hosts, self._http_date, self._admins)
-            self._admin_server = await loop.create_server(factory, sock=admin)
-        self._say_hello(proxy, admin)
+            self._admin_server = await loop.create_server(factory, sock=sockets.admin)
+        self._say_hello(sockets)
         self._housekeeper.start()
         self._sweep_at(loop.time() + SWEEP_SECONDS)
         try:
@@ -85,47 +76,32 @@ class Service:
 
     # ── building, and opening the doors ──────────────────────────────────────────────────────
 
-    def _bind(self) -> tuple[list[socket.socket], socket.socket | None]:
-        """The listening sockets of the proxy and of the admin listener. Raises StartError."""
-        settings = self._settings
-        # who did not ask for [::1] is not stopped by a machine without IPv6
-        as_shipped = settings.listen == Settings().listen
-        proxy = []
-        for text in settings.listen:
-            host, port = parse_address(text)
-            sock = listen(host, port, purpose="proxy", optional=as_shipped and ":" in host)
-            if sock is not None:
-                proxy.append(sock)
-        admin = listen(*parse_address(settings.admin), purpose="admin") if settings.admin else None
-        return proxy, admin
-
-    def _build(self, proxy: list[socket.socket], admin: socket.socket | None) -> None:
+    def _build(self, sockets: wiring.Sockets) -> None:
         settings, loop = self._settings, self._loop
         observer = log.LogObserver(access_log=settings.access_log)
         self._registry = registry = Registry[UpstreamConnection, Waiter](
             settings, observer, random.random, loop.time()
         )
-        destinations = _destinations(settings, registry.configured, proxy, admin)
-        dialer = Dialer(loop, Resolver(loop), destinations)
+        where = wiring.destinations(settings, registry.configured, sockets)
+        dialer = Dialer(loop, Resolver(loop), where, Contexts(wiring.profiles(settings)))
         self._housekeeper = Housekeeper(settings, registry, dialer, observer, loop)
-        terms = Terms(
-            access=Access(settings.allow_clients, read_credentials(settings.credentials_file)),
-            destinations=destinations,
-            max_head=settings.max_head,
-            max_buffer=settings.max_buffer,
-            pseudonym=b"warmproxy-" + secrets.token_hex(4).encode(),
-            date=self._http_date,
-        )
-        self._descriptors = raise_descriptor_limit() - DESCRIPTORS_APART
+        self._descriptors = wiring.raise_descriptor_limit() - DESCRIPTORS_APART
         self._clients = Clients(
             housekeeper=self._housekeeper,
-            terms=terms,
             observer=observer,
             loop=loop,
             settings=settings,
             when_changed=self._look_at_descriptors,
         )
-        self._doors = Doors(proxy, self._clients.connect)
+        terms = wiring.proxy_terms(settings, where, self._http_date)
+        connect = self._clients.connect
+        doors: list[tuple[socket.socket, Factory]] = [
+            (sock, partial(connect, terms)) for sock in sockets.proxy
+        ]
+        gateways = wiring.gateway_terms(settings, terms)
+        for sock, its_terms in zip(sockets.gateways, gateways, strict=True):
+            doors.append((sock, partial(connect, its_terms)))
+        self._doors = Doors(doors)
         self._readiness = Readiness(deadline=loop.time() + settings.ready_timeout)
         self._view = View(
             now=loop.time,
@@ -135,15 +111,19 @@ class Service:
             metrics=Exposition(self._sample).render,
         )
 
-    def _say_hello(self, proxy: list[socket.socket], admin: socket.socket | None) -> None:
-        addresses = [_address(sock.getsockname()) for sock in proxy]
+    def _say_hello(self, sockets: wiring.Sockets) -> None:
+        addresses = [_address(sock) for sock in sockets.proxy]
         log.event(
             "listening",
             version=__version__,
             proxy=addresses,
-            admin=_address(admin.getsockname()) if admin is not None else None,
-            warm=[f"{u.origin}={u.warm}" for u in self._settings.upstream],
+            gateways=[_address(sock) for sock in sockets.gateways] or None,
+            admin=_address(sockets.admin) if sockets.admin is not None else None,
+            warm=[f"{pool.origin}={pool.sizing.target_idle(0.0)}" for pool in self._registry],
         )
+        for upstream in self._settings.upstream:
+            if not upstream.verify:
+                log.event("unverified", level="warning", origin=str(upstream.secure_origin))
         if self._settings.log_format != "json":
             print(banner(addresses[0]), flush=True)
 
@@ -272,64 +252,6 @@ class Service:
         log.event("stopped", cut_short=cut)
 
 
-def raise_descriptor_limit() -> int:
-    """Take as many descriptors as the system lets us have without asking; how many that is."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (ValueError, OSError):
-        return soft  # macOS names a hard limit that it does not grant
-    return hard
-
-
-def _destinations(
-    settings: Settings,
-    configured: frozenset[Origin],
-    proxy: list[socket.socket],
-    admin: socket.socket | None,
-) -> Destinations:
-    """The rules of where requests may go, with the ports that CONNECT may use by default."""
-    ports = settings.connect_ports
-    if not ports and not all(ip_address(s.getsockname()[0]).is_loopback for s in proxy):
-        ports = (443,)
-    ours = [*proxy, admin] if admin is not None else proxy
-    listeners = [Listener(*sock.getsockname()[:2]) for sock in ours]
-    return Destinations(
-        connect_ports=ports,
-        allow=settings.allow_upstreams,
-        deny=settings.deny_upstreams,
-        configured=configured,
-        listeners=listeners,
-    )
-
-
-def read_credentials(path: str) -> Mapping[str, str]:
-    """user -> password, from lines `user:password`; empty lines and # comments are left out.
-
-    Raises StartError, which names lines and never their contents.
-    """
-    if not path:
-        return {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise StartError(f"credentials_file {path}: {error}") from error
-    found: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        user, colon, password = line.partition(":")
-        if not (user and colon and password):
-            raise StartError(f"{path}:{number}: not of the form user:password")
-        found[user] = password
-    if not found:
-        raise StartError(f"credentials_file {path} holds no user:password line")
-    if os.stat(path).st_mode & 0o077:
-        log.event("credentials_readable_by_others", level="warning", path=path)
-    return found
-
-
 def banner(address: str) -> str:
     """What a person does next: the variables, in both spellings."""
     url = "http://" + address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
@@ -341,6 +263,6 @@ def banner(address: str) -> str:
     )
 
 
-def _address(name: tuple[str, int] | tuple[str, int, int, int]) -> str:
-    host, port = name[0], name[1]
+def _address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

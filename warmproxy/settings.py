@@ -15,7 +15,8 @@ import msgspec
 from msgspec import Meta
 from msgspec.inspect import BoolType, FloatType, IntType, LiteralType, StrType, VarTupleType
 
-from warmproxy.origin import Origin, normalise_host, origin_of_url
+from warmproxy.origin import Origin, normalise_host, origin_of_url, secured
+from warmproxy.origin import origin as make_origin
 
 SETTINGS_ENV_PREFIX = "WARMPROXY_"
 
@@ -91,6 +92,16 @@ class OriginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "so only of an upstream that honours the field."
         ),
     ] = False
+    ca_file: Annotated[
+        str,
+        _says(
+            "A PEM file with the certificates to trust instead of the system's, for requests "
+            "with https:// in absolute-form and upgrade."
+        ),
+    ] = ""
+    tls_minimum: Annotated[
+        Literal["1.2", "1.3"], _says("The lowest version of TLS that is spoken with upstreams.")
+    ] = "1.2"
     stall_timeout: Annotated[
         Seconds,
         _says(
@@ -107,18 +118,98 @@ class OriginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = 300.0
 
 
+@dataclass(frozen=True, slots=True)
+class TlsProfile:
+    """All of an upstream's settings that make its TLS connections differ from another's."""
+
+    verify: bool = True
+    ca_file: str = ""
+    client_cert: str = ""
+    client_key: str = ""
+    minimum: str = "1.2"
+
+    @property
+    def name(self) -> str:
+        """What Origin.tls holds; equal profiles have equal names."""
+        parts = (self.minimum, "" if self.verify else "unverified", self.ca_file)
+        return " ".join(p for p in (*parts, self.client_cert, self.client_key) if p)
+
+
 class UpstreamSettings(OriginSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One [[upstream]] table: an origin that is held warm."""
 
     url: Annotated[
         str,
-        _says("http://host[:port] for plain requests, https://host[:port] for CONNECT tunnels."),
+        _says("http://host[:port] for plain requests, https://host[:port] for CONNECT and TLS."),
     ]
     warm: Annotated[Count, _says("Connections held open and idle, always.")] = 2
+    tls: Annotated[
+        Count,
+        _says(
+            "For an https url: connections held with their TLS handshake done, for requests with "
+            "https:// in absolute-form; with upgrade, 0 means as many as warm."
+        ),
+    ] = 0
+    upgrade: Annotated[
+        bool,
+        _says(
+            "Serve requests for http:// at this https url's host over finished TLS; port 80 for "
+            "443, else the same port."
+        ),
+    ] = False
+    upgrade_remote: Annotated[
+        bool, _says("Upgrade requests of clients beyond loopback too: their way here is plain.")
+    ] = False
+    verify: Annotated[
+        bool,
+        _says(
+            "Verify the upstream's certificate and name. false lets anybody on the way read and "
+            "change everything."
+        ),
+    ] = True
+    client_cert: Annotated[
+        str, _says("A PEM file with the client certificate that this upstream asks for.")
+    ] = ""
+    client_key: Annotated[str, _says("Its key, where client_cert does not hold it.")] = ""
 
     @property
     def origin(self) -> Origin:
+        """What `warm` counts: plain sockets for http, raw TCP for https."""
         return origin_of_url(self.url)
+
+    @property
+    def secure_origin(self) -> Origin | None:
+        """What `tls` counts; None for an http url."""
+        return secured(self.origin, self.tls_profile.name) if self.origin.scheme == "tcp" else None
+
+    @property
+    def upgraded_origin(self) -> Origin | None:
+        """The http origin whose requests `upgrade` serves, if it does."""
+        plain = self.origin
+        if not self.upgrade or plain.scheme != "tcp":
+            return None
+        return make_origin("http", plain.host, 80 if plain.port == 443 else plain.port)
+
+    @property
+    def tls_profile(self) -> TlsProfile:
+        return TlsProfile(
+            verify=self.verify,
+            ca_file=self.ca_file,
+            client_cert=self.client_cert,
+            client_key=self.client_key,
+            minimum=self.tls_minimum,
+        )
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One [[gateway]] table: a port that stands for one upstream."""
+
+    listen: Annotated[
+        str, _says("HOST:PORT for programs that have a base URL to set and no proxy.")
+    ]
+    upstream: Annotated[
+        str, _says("http://host[:port] or https://host[:port]: where all its requests go.")
+    ]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -145,6 +236,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _says("A file of user:password lines; clients then need Proxy-Authorization: Basic."),
     ] = ""
     upstream: Annotated[tuple[UpstreamSettings, ...], _says("The origins to hold warm.")] = ()
+    gateway: Annotated[
+        tuple[GatewaySettings, ...], _says("Ports that each stand for one upstream.")
+    ] = ()
     defaults: Annotated[
         OriginSettings, _says("What holds for each origin that does not say otherwise.")
     ] = OriginSettings()
@@ -251,6 +345,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _says("text, json, or auto: text on a terminal, json elsewhere."),
     ] = "auto"
 
+    def tls_warm(self, upstream: UpstreamSettings) -> int:
+        """Finished TLS connections to hold for one of the upstreams."""
+        if upstream.secure_origin is None or upstream.tls:
+            return upstream.tls
+        gateways = {origin_of_url(gateway.upstream) for gateway in self.gateway}
+        return upstream.warm if upstream.upgrade or upstream.origin in gateways else 0
+
 
 # ── what the fields say about themselves ─────────────────────────────────────────────────────
 
@@ -346,7 +447,7 @@ def _words(kind: msgspec.inspect.Type) -> str:
         case VarTupleType(item_type=IntType(ge=ge, le=le)):
             return f"a list of whole numbers from {ge} to {le}"
         case VarTupleType():
-            return "tables, [[upstream]]"
+            return "tables, [[...]]"
         case _:
             return "a table, [defaults]"
 
@@ -354,8 +455,14 @@ def _words(kind: msgspec.inspect.Type) -> str:
 TOP = _fields(Settings)
 DEFAULTS = _fields(OriginSettings)
 UPSTREAM = _fields(UpstreamSettings)
-TABLES: Mapping[str, Mapping[str, Field]] = {"": TOP, "defaults": DEFAULTS, "upstream": UPSTREAM}
-NESTED = ("defaults", "upstream")
+GATEWAY = _fields(GatewaySettings)
+TABLES: Mapping[str, Mapping[str, Field]] = {
+    "": TOP,
+    "defaults": DEFAULTS,
+    "upstream": UPSTREAM,
+    "gateway": GATEWAY,
+}
+NESTED = ("defaults", "upstream", "gateway")
 """the fields of the top level that are tables"""
 
 
@@ -391,7 +498,7 @@ def describe() -> list[Description]:
         for name, field in fields.items():
             if name in (NESTED if table == "" else DEFAULTS if table == "upstream" else ()):
                 continue
-            variable = "" if table == "upstream" else variable_of(table, name)
+            variable = "" if table in ("upstream", "gateway") else variable_of(table, name)
             required = field.default is msgspec.NODEFAULT
             default = None if required else toml_value(field.default)
             key = f"{table}.{name}" if table else name

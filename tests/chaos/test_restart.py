@@ -17,7 +17,7 @@ from tests.e2e.daemon import Warmproxy, wait_warm, warmproxy_environ
 from tests.e2e.harness import ROOT, Process, at, eventually, free_port
 
 CONNECTIONS = 8
-CLIENTS = 40
+CLIENTS = 60
 HOLD = 0.2
 """Seconds the origin takes for each request: with so few connections, requests wait for about
 CLIENTS / CONNECTIONS of it before the origin is killed."""
@@ -126,7 +126,8 @@ async def test_a_killed_origin_that_comes_back_costs_its_waiting_requests_only_t
         assert one.at < killed, one
         # a request that may be repeated was, unless the connection that died was a fresh one
         assert one.ask.method == "POST" or before.get(one.ask.number, 1) == 1, one
-    assert len(failed) <= CONNECTIONS, failed
+    # beside those in flight, dials that the dying listener's backlog still took
+    assert len(failed) <= 2 * CONNECTIONS, failed
     posts = {one.ask.number for one in load.done if one.ask.method == "POST"}
     assert not posts & before.keys() & after.keys(), "a POST was sent twice"
     waited = [

@@ -16,7 +16,7 @@ WORDS: dict[str, tuple[bytes, ...]] = {
     "target": (b"http://h/", b"http://h/a", b"http://h", b"/", b"*", b"h:443", b"http://h:81/?q#f")
     + (b"http://[::1]:80/", b"https://h/", b"http://u@h/", b"ws://h", b'http://h/"<>\\^`{|}')
     + (b"http://h/\xe4", b"http://h:0/", b"http://H/", b"//h/", b"http://h%2e/"),
-    "version": (b"HTTP/1.1",) * 5
+    "version": (b"HTTP/1.1",) * 12
     + (b"HTTP/1.0", b"HTTP/1.0", b"HTTP/1.2", b"HTTP/2.0", b"http/1.1", b"HTTP/1.1 ", b"HTTP/11"),
     "status": (b"200", b"200", b"204", b"304", b"100", b"103", b"101", b"404", b"426", b"500")
     + (b"099", b"20", b"2000", b"999", b"2x0"),
@@ -32,10 +32,10 @@ WORDS: dict[str, tuple[bytes, ...]] = {
     + (b"websocket", b"h2c", b"trailers", b"100-continue", b"1.1 other", b"1.1 us", b"Negotiate")
     + (b"h", b"h:80", b"[::1]", b"h, h", b"u@h", b"a", b"", b"\xe4", b"a\tb", b"b\x01", b"\0")
     + (b"9223372036854775807", b"9223372036854775808", b"18446744073709551619", b"host", b"7"),
-    "space": (b" ",) * 8 + (b"", b"", b"\t", b"  ", b" \t ", b"\x0b", b"\r\n ", b"\xa0"),
-    "after": (b"",) * 12 + (b" ", b"\t", b"\x0b", b"\r"),
-    "colon": (b":",) * 20 + (b" :", b"\t:", b";", b"", b"::"),
-    "end": (b"\r\n",) * 24 + (b"\n", b"\r", b"\r\r\n", b"\n\r", b"\r\n\r\n", b"\r\n ", b"\r\n\t"),
+    "space": (b" ",) * 20 + (b"", b"", b"\t", b"  ", b" \t ", b"\x0b", b"\r\n ", b"\xa0"),
+    "after": (b"",) * 40 + (b" ", b"\t", b"\x0b", b"\r"),
+    "colon": (b":",) * 50 + (b" :", b"\t:", b";", b"", b"::"),
+    "end": (b"\r\n",) * 70 + (b"\n", b"\r", b"\r\r\n", b"\n\r", b"\r\n\r\n", b"\r\n ", b"\r\n\t"),
     "size": (b"0", b"1", b"5", b"a", b"05", b"10", b"1f", b"+5", b"-5", b"0x5", b" 5", b"5 ", b"")
     + (b"5\t", b"5_", b"g", b"0" * 16, b"0" * 17, b"f" * 16, b"7" + b"f" * 15, b"8" + b"0" * 15)
     + (b"1" + b"0" * 15 + b"5", b"5\0", b"\xb2", b"0" * 15 + b"5"),
@@ -67,7 +67,15 @@ _VALUES = (
     *('"http://h"', '"https://h:1"', '"http://u:s3cret@h"', '"http://[::1]:81/"', "9" * 30),
     *('["0.0.0.0:1"]', '["::1"]', '["10.0.0.0/8"]', '["10.0.0.1/8"]', '"json"', '"jsn"', '"""x"""'),
     *("'''\n'''", "1979-05-27", "07:32:00", "0x10", "1_000", '"\\u0000"', '"\\ud7ff"', "[[]]", "["),
-    *('"http://\u00e4"', '"http://h:99999"', '"//s3cret@"', "-0", "1_", '"[::1]:1"', '"localhost:1"'),
+    *(
+        '"http://\u00e4"',
+        '"http://h:99999"',
+        '"//s3cret@"',
+        "-0",
+        "1_",
+        '"[::1]:1"',
+        '"localhost:1"',
+    ),
 )
 _TEXTS = (
     *("", "0", "1", "x", "true", "no", "1e3", "-1", "nan", "127.0.0.1:1", "[::1]:2", "a b,c", ","),
@@ -186,7 +194,11 @@ def _sound_request(random: Random) -> bytes:
     method = random.choice((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"TRACE"))
     extra = random.choice(
         (b"", b"", b"Max-Forwards: 0\r\n", b"Max-Forwards: 3\r\n", b"Idempotency-Key: k\r\n")
-        + (b"Via: 1.1 us\r\n", b"Connection: upgrade\r\nUpgrade: websocket\r\n", b"TE: trailers\r\n")
+        + (
+            b"Via: 1.1 us\r\n",
+            b"Connection: upgrade\r\nUpgrade: websocket\r\n",
+            b"TE: trailers\r\n",
+        )
         + (b"Authorization: Negotiate x\r\n", b"Expect: 100-continue\r\n", b"X-A: b\r\n")
     )
     version = random.choice((b"1.1", b"1.1", b"1.1", b"1.0"))

@@ -97,7 +97,9 @@ def _check_request(data: bytes, cut: int) -> None:
     head = message.head
     codings = [value.lower() for value in head.all(b"transfer-encoding")]
     if isinstance(whole, int) and codings and codings != [b"chunked"]:
-        assert whole == 501, "h11 wants one plain `chunked` in heads that the fast lane leaves to it"
+        assert whole == 501, (
+            "h11 wants one plain `chunked` in heads that the fast lane leaves to it"
+        )
         return
     assert not isinstance(whole, int | None), ("refused without a reason", whole)
     ours, _ = whole
@@ -446,7 +448,6 @@ def _written(settings: Settings) -> str:
 
 
 _ORIGIN = OriginSettings.__struct_fields__
-
 
 
 # ── exchanges ────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from warmproxy.errors import BadRequest
 from warmproxy.origin import origin
 from warmproxy.protocol import target as target_module
-from warmproxy.protocol.target import Forward, Tunnel, parse_target
+from warmproxy.protocol.target import Forward, Tunnel, origin_form, parse_target
 
 
 def forward(host: str, port: int, path: bytes, field: bytes) -> Forward:
@@ -190,13 +190,22 @@ def test_userinfo_is_refused_without_quoting_it() -> None:
         assert "secret" not in refusal.reason
 
 
-def test_https_is_sent_to_connect() -> None:
-    """https in absolute-form is not served; the answer says what is."""
-    for target in (b"https://h/", b"HTTPS://h:444/x", b"wss://h/"):
-        refusal = error(target)
-        assert refusal.status == 501
-        assert "CONNECT" in refusal.reason
+def test_https_in_absolute_form_is_a_request_over_our_tls() -> None:
+    """9110 4.2.2: https names another origin than http, with a default port of its own."""
+    for target, port in ((b"https://h/", 443), (b"HTTPS://h:444/x", 444), (b"wss://h/", 443)):
+        route = parse_target(b"GET", target)
+        assert route.origin is origin("https", "h", port)
     assert error(b"ftp://h/").status == 501
+
+
+def test_a_gateway_takes_origin_form_only() -> None:
+    """A port that stands for one upstream is asked like that upstream."""
+    place = Forward(origin("https", "h", 443), b"/", b"h")
+    assert origin_form(b"/a?b#c", place) == Forward(place.origin, b"/a?b", b"h")
+    assert origin_form(b"*", place).target == b"*"
+    for target in (b"http://h/", b"h:1", b"/a b", b""):
+        with pytest.raises(BadRequest):
+            origin_form(target, place)
 
 
 @pytest.mark.parametrize("method", [b"GET", b"POST", b"OPTIONS"])

@@ -13,6 +13,7 @@ from warmproxy.net.housekeeper import Housekeeper, Lease
 from warmproxy.net.tunnel import Tunnel, reset
 from warmproxy.net.upstream import WRITE_BUFFER
 from warmproxy.observe import Observer
+from warmproxy.policy.access import is_loopback
 from warmproxy.protocol.exchange import Exchange, State, Terms
 from warmproxy.protocol.messages import (
     Acquire,
@@ -40,7 +41,6 @@ class Clients:
     """What all client connections share, and which of them there are."""
 
     housekeeper: Housekeeper
-    terms: Terms
     observer: Observer
     loop: asyncio.AbstractEventLoop
     settings: Settings
@@ -54,9 +54,9 @@ class Clients:
     none_left: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection goes while draining."""
 
-    def connect(self) -> "ClientConnection":
-        """What the listener makes for each connection that it accepts."""
-        return ClientConnection(self)
+    def connect(self, terms: Terms) -> "ClientConnection":
+        """What a listener makes for each connection that it accepts."""
+        return ClientConnection(self, terms)
 
     def drain(self) -> None:
         """Each connection finishes what is under way and begins nothing."""
@@ -76,7 +76,7 @@ class Clients:
         """A connection was accepted. Raises LimitReached where its address has too many."""
         self.open.add(client)
         self.when_changed()
-        if self.terms.access.is_loopback(address):
+        if is_loopback(address):
             return
         self.by_address[address] += 1
         most = self.settings.max_clients_per_address
@@ -115,13 +115,15 @@ class ClientConnection(asyncio.Protocol):
         "_queued",
         "_reading",
         "_since",
+        "_terms",
         "_transport",
         "_tunnel",
         "_upstream_full",
     )
 
-    def __init__(self, clients: Clients) -> None:
+    def __init__(self, clients: Clients, terms: Terms) -> None:
         self._clients = clients
+        self._terms = terms
         self._lease: Lease | None = None
         self._tunnel: Tunnel | None = None
         self._reading = True
@@ -159,7 +161,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
         peername = transport.get_extra_info("peername")
-        self._exchange = Exchange(self._clients.terms, peername[0] if peername else "")
+        self._exchange = Exchange(self._terms, peername[0] if peername else "")
         if peername is None:  # it was gone before it was accepted
             self._transport.abort()
             return

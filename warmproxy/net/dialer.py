@@ -3,13 +3,23 @@
 import asyncio
 import errno
 import socket
+import ssl
 import time
 from dataclasses import dataclass
 
 import aiohappyeyeballs
 
-from warmproxy.errors import DialClosed, DialError, DialRefused, DialTimeout, DialUnreachable
+from warmproxy.errors import (
+    DialClosed,
+    DialError,
+    DialRefused,
+    DialTimeout,
+    DialUnreachable,
+    TlsCertificateError,
+    TlsProtocolError,
+)
 from warmproxy.net.resolver import AddrInfo, Resolver
+from warmproxy.net.tls import Contexts
 from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.origin import Origin
 from warmproxy.policy.destinations import Destinations
@@ -40,27 +50,56 @@ class Dialled:
     connection: UpstreamConnection
     dns: float
     tcp: float
+    tls: float
 
 
 class Dialer:
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, resolver: Resolver, destinations: Destinations
+        self,
+        loop: asyncio.AbstractEventLoop,
+        resolver: Resolver,
+        destinations: Destinations,
+        contexts: Contexts,
     ) -> None:
         self._loop = loop
         self._resolver = resolver
         self._destinations = destinations
+        self._contexts = contexts
 
-    async def dial(self, origin: Origin, timeout: float) -> Dialled:
-        """Resolve and connect; each may take `timeout` seconds. Raises DialError.
+    async def dial(
+        self, origin: Origin, timeout: float, warm: socket.socket | None = None
+    ) -> Dialled:
+        """Resolve, connect and, for https, shake hands; each may take `timeout` seconds.
+        `warm` is a socket that is connected to the place already. Raises DialError.
 
         Timed by the system's clock: the loop's own counts whole milliseconds (uvloop), and the
         dials that a pool saves may be shorter.
         """
-        started = time.monotonic()
-        addresses = await self._resolver.resolve(origin.host, origin.port, timeout)
-        addresses = self._allowed(origin, addresses)
-        resolved = time.monotonic()
-        sock: socket.socket | None = None
+        started = resolved = connected = time.monotonic()
+        sock = warm
+        try:
+            if sock is None:
+                addresses = await self._resolver.resolve(origin.host, origin.port, timeout)
+                addresses = self._allowed(origin, addresses)
+                resolved = time.monotonic()
+                sock = await self._connect(origin, addresses, timeout)
+                connected = time.monotonic()
+            if origin.scheme == "https":
+                connection = await self._shake_hands(origin, sock, timeout)
+            else:
+                _, connection = await self._loop.create_connection(
+                    lambda: UpstreamConnection(origin), sock=sock
+                )
+            sock = None  # the transport's from here on
+        finally:
+            if sock is not None:
+                sock.close()
+        done = time.monotonic()
+        return Dialled(connection, resolved - started, connected - resolved, done - connected)
+
+    async def _connect(
+        self, origin: Origin, addresses: list[AddrInfo], timeout: float
+    ) -> socket.socket:
         try:
             async with asyncio.timeout(timeout):
                 sock = await aiohappyeyeballs.start_connection(
@@ -69,13 +108,6 @@ class Dialer:
                     interleave=1,
                     loop=self._loop,
                 )
-            connected = time.monotonic()
-            self._destinations.check_connected(origin, sock.getsockname()[0], sock.getpeername()[0])
-            tune(sock)
-            _, connection = await self._loop.create_connection(
-                lambda: UpstreamConnection(origin), sock=sock
-            )
-            sock = None  # the transport's from here on
         except TimeoutError as error:  # ours, or the system's ETIMEDOUT
             self._resolver.forget(origin.host, origin.port)
             why = error.strerror or f"no connection within {timeout:g} s"
@@ -83,10 +115,42 @@ class Dialer:
         except OSError as error:
             self._resolver.forget(origin.host, origin.port)
             raise _translate(origin, error) from error
-        finally:
-            if sock is not None:
-                sock.close()
-        return Dialled(connection, resolved - started, connected - resolved)
+        try:
+            self._destinations.check_connected(origin, sock.getsockname()[0], sock.getpeername()[0])
+            tune(sock)
+        except OSError as error:  # reset already
+            sock.close()
+            raise _translate(origin, error) from error
+        except DialError:
+            sock.close()
+            raise
+        return sock
+
+    async def _shake_hands(
+        self, origin: Origin, sock: socket.socket, timeout: float
+    ) -> UpstreamConnection:
+        """TLS with the origin's profile, its name as SNI and verified."""
+        context = self._contexts[origin.tls]
+        try:
+            _, connection = await self._loop.create_connection(
+                lambda: UpstreamConnection(origin, context.remember),
+                sock=sock,
+                ssl=context.ssl,
+                server_hostname=origin.host,
+                ssl_handshake_timeout=timeout,
+            )
+        except ssl.SSLCertVerificationError as error:
+            raise TlsCertificateError(
+                f"{origin.authority} is not to be trusted: {error.verify_message}"
+            ) from error
+        except ssl.SSLError as error:
+            why = (error.reason or str(error)).lower().replace("_", " ")
+            raise TlsProtocolError(f"no TLS with {origin.authority}: {why}") from error
+        except (ConnectionError, TimeoutError) as error:
+            raise TlsProtocolError(
+                f"{origin.authority} did not finish the TLS handshake: {error}"
+            ) from error
+        return connection
 
     def _allowed(self, origin: Origin, addresses: list[AddrInfo]) -> list[AddrInfo]:
         """Those of the addresses where a dial may go. Raises the last one's denial if none may."""

@@ -1,6 +1,7 @@
 """Carries out what the pools plan: dials, evictions, one timer per origin; and hands out leases."""
 
 import asyncio
+import socket
 import warnings
 from typing import Protocol
 
@@ -8,7 +9,7 @@ from warmproxy.errors import DialClosed, DialError, LimitReached, ShuttingDown, 
 from warmproxy.net.dialer import Dialer
 from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.observe import CloseReason, Observer, Tally
-from warmproxy.origin import Origin
+from warmproxy.origin import Origin, unsecured
 from warmproxy.policy.retry import Prefer
 from warmproxy.pool.origin_pool import OriginPool
 from warmproxy.pool.registry import Registry
@@ -63,6 +64,16 @@ class Lease:
         if self._housekeeper is not None:
             warnings.warn(f"{self.connection!r} was never released", ResourceWarning, stacklevel=2)
             self.release(reusable=False)
+
+
+class _Nobody:
+    """Asks for what is there and waits for nothing."""
+
+    def lease_ready(self, lease: Lease) -> None:
+        raise AssertionError
+
+    def lease_failed(self, error: WarmproxyError) -> None:
+        raise AssertionError
 
 
 class Housekeeper:
@@ -325,7 +336,8 @@ class Housekeeper:
 
     async def _dial(self, pool: Pool) -> None:
         try:
-            dialled = await self._dialer.dial(pool.origin, pool.settings.dial_timeout)
+            warm = self._warm_tcp(pool) if pool.origin.scheme == "https" else None
+            dialled = await self._dialer.dial(pool.origin, pool.settings.dial_timeout, warm)
             conn = dialled.connection
             if conn.ended is not None:
                 raise DialClosed(f"{pool.origin.authority} accepted and closed at once")
@@ -346,11 +358,33 @@ class Housekeeper:
             tally = pool.tally
             tally.dial_seconds["dns"].observe(dialled.dns)
             tally.dial_seconds["tcp"].observe(dialled.tcp)
+            if pool.origin.scheme == "https":
+                tally.dial_seconds["tls"].observe(dialled.tls)
             conn.on_idle_end = self._idle_ended
-            waiter = pool.dial_succeeded(conn, dialled.dns + dialled.tcp, self._loop.time())
+            cost = dialled.dns + dialled.tcp + dialled.tls
+            waiter = pool.dial_succeeded(conn, cost, self._loop.time())
             if waiter is not None:
                 self._serve(pool, waiter, conn)
         self._plan_soon(pool)
+
+    def _warm_tcp(self, pool: Pool) -> socket.socket | None:
+        """A fresh raw connection to the same place for TLS to begin on: saves a waiting request
+        one round trip. Refills dial for themselves: taking would only move the shortage."""
+        raw = self.registry.find(unsecured(pool.origin))
+        if raw is None or not raw.fresh or not pool.waiting:
+            return None
+        now = self._loop.time()
+        nobody = _Nobody()
+        try:
+            conn = raw.acquire(nobody, Prefer.FRESH_ONLY, now, self._alive)
+        except LimitReached:
+            return None
+        if conn is None:
+            raw.cancel(nobody)
+            return None
+        taken = conn.take_socket()
+        self._ended(raw, conn, CloseReason.SECURED, now)
+        return taken
 
     def _dial_failed(self, pool: Pool, error: DialError) -> None:
         self._freed()

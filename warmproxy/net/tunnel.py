@@ -91,7 +91,9 @@ class _Side(asyncio.Protocol):
                 self._tunnel.close()
             elif self.peer.transport.can_write_eof():
                 self.peer.transport.write_eof()
-        return True  # the other direction may still be in use
+            else:
+                self._tunnel.close()  # TLS knows no half-close: flush, and end both
+        return self.transport.can_write_eof()  # the other direction may still be in use
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True

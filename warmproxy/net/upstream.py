@@ -7,6 +7,7 @@ each kind under its own name. Nothing that came while it was idle is ever handed
 import asyncio
 import os
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -37,10 +38,23 @@ class UpstreamConnection(asyncio.Protocol):
     a lease hears it as its sink and finds the reason in `ended`.
     """
 
-    __slots__ = ("_sink", "_sock", "_transport", "ended", "on_idle_end", "origin", "peer")
+    __slots__ = (
+        "_remember",
+        "_sink",
+        "_sock",
+        "_transport",
+        "ended",
+        "on_idle_end",
+        "origin",
+        "peer",
+    )
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(
+        self, origin: Origin, remember: Callable[[ssl.SSLObject | None], None] | None = None
+    ) -> None:
         self.origin = origin
+        self._remember = remember
+        """Keeps the TLS session for later dials."""
         self.peer = ""
         self.ended: CloseReason | None = None
         self.on_idle_end: Callable[[UpstreamConnection, CloseReason], None] | None = None
@@ -64,6 +78,9 @@ class UpstreamConnection(asyncio.Protocol):
     def detach(self) -> None:
         """The lease is over. Reading goes on: a paused transport would never see the FIN."""
         self._sink = None
+        if self._remember is not None:
+            self._remember(self._transport.get_extra_info("ssl_object"))
+            self._remember = None
         if self.ended is None and not self._transport.is_reading():
             self._transport.resume_reading()
 
@@ -97,6 +114,13 @@ class UpstreamConnection(asyncio.Protocol):
         self.on_idle_end = None
         self._transport.close()
 
+    def take_socket(self) -> socket.socket:
+        """The connected socket, for TLS to begin on; this object is done with it."""
+        taken = socket.socket(fileno=os.dup(self._sock.fileno()))
+        taken.setblocking(False)
+        self.close()
+        return taken
+
     def _why_readable(self) -> CloseReason:
         # the loop's socket object cannot be read from: look through a second descriptor
         with socket.socket(fileno=os.dup(self._sock.fileno())) as sock:
@@ -116,7 +140,7 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self.ended = reason
         if self._sink is not None:
-            self._sink.upstream_ended(reset=reason is CloseReason.UPSTREAM_RESET)
+            self._sink.upstream_ended(reset=reason is not CloseReason.UPSTREAM_EOF)
         elif self.on_idle_end is not None:
             self.on_idle_end(self, reason)
 
@@ -141,7 +165,13 @@ class UpstreamConnection(asyncio.Protocol):
         return None  # the transport closes itself: no CLOSE_WAIT
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(CloseReason.UPSTREAM_RESET if exc else CloseReason.UPSTREAM_EOF)
+        if isinstance(exc, ssl.SSLError):
+            self._end(CloseReason.TLS_ALERT)
+        elif exc is not None or (self.origin.scheme == "https" and self._sink is not None):
+            # TLS that ends without close_notify may have been cut (RFC 9112, 9.8)
+            self._end(CloseReason.UPSTREAM_RESET)
+        else:
+            self._end(CloseReason.UPSTREAM_EOF)
 
     def pause_writing(self) -> None:
         if self._sink is not None:

@@ -30,9 +30,6 @@ class Access:
         self._credentials = tuple(f"{u}:{p}".encode() for u, p in credentials.items())
         self._admits = lru_cache(maxsize=4096)(self._in_networks)
 
-    def is_loopback(self, address: str) -> bool:
-        return address.startswith("127.") or address in ("::1", "::ffff:127.0.0.1")
-
     def check_client(self, address: str) -> None:
         """Raises RequestDenied where the client's address is in none of the networks."""
         if self._networks and not self._admits(address):
@@ -56,6 +53,11 @@ class Access:
         if isinstance(ip, IPv6Address) and ip.ipv4_mapped:
             ip = ip.ipv4_mapped
         return any(ip in network for network in self._networks)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a client's address, as the system writes it, is on this machine's loopback."""
+    return address.startswith("127.") or address in ("::1", "::ffff:127.0.0.1")
 
 
 def _basic(authorization: bytes | None) -> bytes:

@@ -29,10 +29,13 @@ class Registry(Generic[C, W]):
         self._observer = observer
         self._rng = rng
         self._pools: OrderedDict[Origin, OriginPool[C, W]] = OrderedDict()
-        self.configured = frozenset(upstream.origin for upstream in settings.upstream)
         self.forgotten = Tally()
         for upstream in settings.upstream:
             self._add(upstream.origin, upstream, Fixed(upstream.warm), upstream.warm, now)
+            if upstream.secure_origin is not None:
+                count = settings.tls_warm(upstream)
+                self._add(upstream.secure_origin, upstream, Fixed(count), count, now)
+        self.configured = frozenset(self._pools)
 
     def __iter__(self) -> Iterator[OriginPool[C, W]]:
         return iter(self._pools.values())

@@ -23,7 +23,7 @@ wants more, else closes it. Body bytes pass through `framing` uncopied. The driv
 carries the actions out in order and keeps `wants_data` in mind when it reads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -32,12 +32,13 @@ from warmproxy.errors import (
     BadResponse,
     ClientLeft,
     LoopDetected,
+    RequestDenied,
     ResponseTimeout,
     UpstreamGone,
     WarmproxyError,
 )
-from warmproxy.origin import Origin
-from warmproxy.policy.access import Access
+from warmproxy.origin import Origin, secured
+from warmproxy.policy.access import Access, is_loopback
 from warmproxy.policy.destinations import Destinations
 from warmproxy.policy.retry import Prefer, is_idempotent, may_repeat, preference
 from warmproxy.protocol.framing import Framing, FramingError, NoBody
@@ -67,13 +68,22 @@ from warmproxy.protocol.messages import (
     ToUpstream,
 )
 from warmproxy.protocol.replies import CONNECTED, last_hop, reply
-from warmproxy.protocol.target import Route, Tunnel, parse_target
+from warmproxy.protocol.target import Forward, Route, Tunnel, origin_form, parse_target
+from warmproxy.protocol.upgrade import plain_response, secure_request
 
 HTTP_10_REMEMBERED = 1000
 """Origins; whoever uses more that speak HTTP/1.0 loses the memory of all."""
 
 INTERIM_LIMIT = 100
 """1xx responses that one request may get before the upstream counts as broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """Where an http origin's requests go instead, and whether clients beyond loopback may ask."""
+
+    origin: Origin
+    remote: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,14 @@ class Terms:
     """Our name in Via: unlike any other proxy's, so that loops are seen."""
     date: Callable[[], bytes]
     """The current Date field value."""
+    places: Mapping[tuple[str, int], Origin] = field(default_factory=dict)
+    """(host, port) -> the https origin with the TLS profile that is configured for it."""
+    upgrades: Mapping[Origin, Upgrade] = field(default_factory=dict)
+    """http origins that are served over TLS."""
+    gateway: Forward | None = None
+    """Where all requests go, for a port that stands for one origin; its target is not used."""
+    default_tls: str | None = None
+    """The TLS profile of https origins that are not configured."""
     http_10: set[Origin] = field(default_factory=set)
     """Origins that answered in HTTP/1.0 lately: no chunks to them (RFC 9112, 6.1)."""
 
@@ -118,6 +136,7 @@ class Exchange:
         "_keep_alive",
         "_out",
         "_pinned_to",
+        "_plain_host",
         "_request",
         "_responding",
         "_response",
@@ -159,6 +178,8 @@ class Exchange:
         self._held_size = 0
         self._tries = 0
         self._idempotent = False
+        self._plain_host = b""
+        """Of an upgraded request: the authority that the client knows."""
         self._was_used = False
         self._upstream_spoke = False
         self._interims = 0
@@ -373,7 +394,7 @@ class Exchange:
     def _begin(self, head: RequestHead, rest: bytes) -> None:
         self._request = head
         terms = self._terms
-        route = parse_target(head.method, head.target)
+        route = self._route_to(head)
         judged = judge_request(head)
         terms.access.check_client(self.client_address)
         self._judged = judged
@@ -382,6 +403,8 @@ class Exchange:
         if loops(judged, terms.pseudonym):
             raise LoopDetected("this request has already been through this proxy")
         terms.destinations.check_origin(route.origin)
+        if isinstance(route, Forward):
+            route = self._over_tls(route, judged)
         self._route = route
         if judged.max_forwards == 0:
             self._end_here(head, judged)
@@ -404,6 +427,39 @@ class Exchange:
             self._request_body(rest)
         if self.state is State.CONNECTING:  # the body's first bytes were no reason to refuse
             self._out.append(Acquire(route.origin, preference(head.method)))
+
+    def _route_to(self, head: RequestHead) -> Route:
+        gateway = self._terms.gateway
+        if gateway is None:
+            return parse_target(head.method, head.target)
+        if head.method == b"CONNECT":
+            raise BadRequest("this port stands for one upstream and opens no tunnels")
+        return origin_form(head.target, gateway)
+
+    def _over_tls(self, route: Forward, judged: JudgedRequest) -> Forward:
+        """The route with its TLS profile, for https:// and for http:// that is upgraded."""
+        terms, origin = self._terms, route.origin
+        if terms.gateway is not None:
+            secure = origin.scheme == "https"
+            if secure and judged.host:
+                judged.fields = secure_request(judged.fields, judged.host, route.host)
+            self._plain_host = judged.host
+            return route
+        if origin.scheme == "https":
+            place = terms.places.get((origin.host, origin.port))
+            place = place or secured(origin, terms.default_tls or "")
+            return Forward(place, route.target, route.host)
+        upgrade = terms.upgrades.get(origin)
+        if upgrade is None:
+            return route
+        if not upgrade.remote and not is_loopback(self.client_address):
+            raise RequestDenied(
+                f"{origin} is upgraded to https for clients on loopback only (upgrade_remote)"
+            )
+        host = upgrade.origin.authority.removesuffix(":443").encode()
+        judged.fields = secure_request(judged.fields, route.host, host)
+        self._plain_host = route.host
+        return Forward(upgrade.origin, route.target, host)
 
     def _request_body(self, data: bytes) -> None:
         """Bytes from the client while an exchange is on: its body, or what comes after it."""
@@ -464,6 +520,9 @@ class Exchange:
                 # an upstream that closes with the upload under way wants no more of it
                 going_on = self._body.done or judged.reusable
                 self._keep_alive = going_on and not judged.until_close and not self._is_last()
+                if self._plain_host:
+                    origin = self._route_origin()
+                    judged.fields = plain_response(judged.fields, self._plain_host, origin)
                 if self._tries > 1:
                     # a parameter of our own; RFC 9209, 2.1 has those ignored
                     judged.fields = [*judged.fields, (b"Proxy-Status", b"warmproxy; retried")]
@@ -503,9 +562,12 @@ class Exchange:
         else:
             self._close(Close.FLUSH)
 
+    def _route_origin(self) -> Origin:
+        assert self._route is not None
+        return self._route.origin
+
     def _remember_version(self, version: bytes) -> None:
-        origin, known = self.origin, self._terms.http_10
-        assert origin is not None
+        origin, known = self._route_origin(), self._terms.http_10
         if version == b"1.0":
             if len(known) >= HTTP_10_REMEMBERED:
                 known.clear()

@@ -3,7 +3,7 @@
 | form                    | method         | answer                                        |
 |-------------------------|----------------|-----------------------------------------------|
 | http://host/path, ws:// | any but CONNECT| Forward                                       |
-| https://, wss://        | any but CONNECT| 501: CONNECT is for these                     |
+| https://, wss://        | any but CONNECT| Forward, over TLS that is ours                |
 | host:port               | CONNECT        | Tunnel                                        |
 | /path, *                | any            | 400: meant for a web server; how to set us up |
 
@@ -82,14 +82,11 @@ def parse_target(method: bytes, target: bytes) -> Route:
     scheme, authority, path = parts.groups()
     scheme = scheme.lower()
     if scheme in _SECURE:
-        raise BadRequest(
-            "https goes through CONNECT here: set https_proxy=http://HOST:PORT too, so that the "
-            "client opens a tunnel",
-            status=501,
-        )
-    if scheme not in _PLAIN:
+        place, host = _secure_place(authority)
+    elif scheme in _PLAIN:
+        place, host = _place(authority)
+    else:
         raise BadRequest("only http:// is served, and CONNECT for all else", status=501)
-    place, host = _place(authority)
     if not path and method == b"OPTIONS":
         path = b"*"  # RFC 9112, 3.2.4
     elif not path.startswith(b"/"):
@@ -97,11 +94,29 @@ def parse_target(method: bytes, target: bytes) -> Route:
     return Forward(place, path, host)
 
 
+def origin_form(target: bytes, to: Forward) -> Forward:
+    """The route of a request to a gateway, which stands for one origin: `to` without its target.
+
+    Raises BadRequest for anything but origin-form (or `*`).
+    """
+    path = target.partition(b"#")[0]
+    if not _VISIBLE.fullmatch(target) or not (path.startswith(b"/") or path == b"*"):
+        raise BadRequest("this port stands for one upstream and takes targets like /path only")
+    return Forward(to.origin, path, to.host)
+
+
 @lru_cache(maxsize=4096)
 def _place(authority: bytes) -> tuple[Origin, bytes]:
     """The origin behind http://authority, and the very authority, to be shared."""
     host, port = _host_and_port(authority)
     return origin("http", host, DEFAULT_PORTS["http"] if port is None else port), authority
+
+
+@lru_cache(maxsize=4096)
+def _secure_place(authority: bytes) -> tuple[Origin, bytes]:
+    """The same for https://authority."""
+    host, port = _host_and_port(authority)
+    return origin("https", host, DEFAULT_PORTS["https"] if port is None else port), authority
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,95 @@
+"""TLS profile -> SSLContext, by urllib3's defaults. The door for `create_urllib3_context`."""
+
+import ssl
+from typing import Any
+
+from urllib3.util.ssl_ import create_urllib3_context
+
+from warmproxy.errors import StartError
+from warmproxy.settings import TlsProfile
+
+_MINIMUM = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+SESSIONS = 1000
+"""Sessions remembered for resumption, one per server name."""
+
+
+class Context:
+    """The SSLContext of one profile, and the sessions that its later handshakes may resume.
+
+    asyncio's TLS has no parameter for a session, so the context's `wrap_bio`, which every loop
+    calls for each connection, puts it in.
+    """
+
+    def __init__(self, profile: TlsProfile) -> None:
+        self.ssl = make_context(profile)
+        self._sessions: dict[str, ssl.SSLSession] = {}
+        plain = self.ssl.wrap_bio
+
+        def wrap_bio(
+            incoming: ssl.MemoryBIO,
+            outgoing: ssl.MemoryBIO,
+            server_side: bool = False,
+            server_hostname: str | bytes | None = None,
+            session: ssl.SSLSession | None = None,
+        ) -> ssl.SSLObject:
+            session = session or self._sessions.get(str(server_hostname))
+            return plain(incoming, outgoing, server_side, server_hostname, session)
+
+        self.ssl.wrap_bio = wrap_bio  # type: ignore[method-assign]
+
+    def remember(self, tls: ssl.SSLObject | None) -> None:
+        """Keep the session of a connection that has been in use: by then its tickets are there."""
+        if tls is None or (session := tls.session) is None or not session.has_ticket:
+            return
+        if len(self._sessions) >= SESSIONS:
+            self._sessions.clear()
+        self._sessions[str(tls.server_hostname)] = session
+
+
+class Contexts:
+    """One Context per profile, made at the start so that a wrong file is told then."""
+
+    def __init__(self, profiles: list[TlsProfile]) -> None:
+        self._by_name = {profile.name: Context(profile) for profile in profiles}
+
+    def __getitem__(self, name: str | None) -> Context:
+        return self._by_name[name or ""]
+
+
+def make_context(profile: TlsProfile) -> ssl.SSLContext:
+    """Certificates and names verified (RFC 9110, 4.3.4), never by common name; ALPN http/1.1.
+
+    Raises StartError where a file cannot be used.
+    """
+    context: Any = create_urllib3_context(
+        ssl_minimum_version=_MINIMUM[profile.minimum],
+        cert_reqs=ssl.CERT_REQUIRED,
+    )
+    assert isinstance(context, ssl.SSLContext)
+    context.set_alpn_protocols(["http/1.1"])
+    context.hostname_checks_common_name = False
+    context.check_hostname = profile.verify
+    context.verify_mode = ssl.CERT_REQUIRED if profile.verify else ssl.CERT_NONE
+    try:
+        if profile.ca_file:
+            context.load_verify_locations(profile.ca_file)
+        else:
+            context.load_default_certs()
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(f"ca_file {profile.ca_file}: {_why(error)}") from error
+    if profile.client_cert:
+        try:
+            context.load_cert_chain(profile.client_cert, profile.client_key or None, _no_password)
+        except (OSError, ssl.SSLError) as error:
+            raise StartError(f"client_cert {profile.client_cert}: {_why(error)}") from error
+    return context
+
+
+def _no_password() -> str:
+    """OpenSSL would ask on the terminal, where a daemon has nobody."""
+    return ""
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)
