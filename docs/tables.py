@@ -14,12 +14,9 @@ README = Path(__file__).parent.parent / "README.md"
 
 def tables() -> dict[str, list[str]]:
     """Marker -> the lines that belong there."""
-    return {
-        "settings": _settings(""),
-        "settings of defaults": _settings("defaults"),
-        "settings of upstream": _settings("upstream"),
-        "metrics": _metrics(),
-    }
+    names = dict.fromkeys(setting.table for setting in describe())
+    settings = {f"settings of {name}" if name else "settings": _settings(name) for name in names}
+    return {**settings, "metrics": _metrics()}
 
 
 def filled(text: str) -> str:

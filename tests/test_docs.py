@@ -61,7 +61,9 @@ def test_each_outcome_and_close_reason_is_described() -> None:
 
 
 def test_the_examples_of_settings_are_valid() -> None:
-    (text,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    *others, text = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    for other in others:
+        assert load(path="README.md", text=other, environ={}, flags={})
     by_file = load(path="README.md", text=text, environ={}, flags={}).settings
     assert len(by_file.upstream) == len(tomllib.loads(text)["upstream"])
     environ = dict(re.findall(r'^export (WARMPROXY_\w+)="?(.*?)"?$', README, re.MULTILINE))

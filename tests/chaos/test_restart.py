@@ -102,7 +102,7 @@ async def test_a_killed_origin_that_comes_back_costs_its_waiting_requests_only_t
 
     load = Load(proxy.port, port)
     clients = [asyncio.ensure_future(load.client()) for _ in range(CLIENTS)]
-    enough = 3 * CLIENTS
+    enough = 2 * CLIENTS
     await asyncio.to_thread(eventually, lambda: len(load.done) >= enough, 20.0)
     killed = time.monotonic()
     first.signal(signal.SIGKILL)

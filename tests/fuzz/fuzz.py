@@ -190,7 +190,9 @@ def main() -> int:
             totals[target] = int(counted[-1].split()[1])
         took = time.monotonic() - started
         rate = totals[target] / took
-        print(f"{target}: {totals[target]:,} inputs, {took:.0f} s, {rate:,.0f} a second", flush=True)
+        print(
+            f"{target}: {totals[target]:,} inputs, {took:.0f} s, {rate:,.0f} a second", flush=True
+        )
     seconds = round(time.monotonic() - begun)
     result = {"engine": args.engine, "inputs": totals, "total": sum(totals.values())}
     print(json.dumps({**result, "seconds": seconds}))

@@ -202,7 +202,9 @@ def fuzzed(bug: Bug | None, target: str, seconds: float, engine: str | None) -> 
         command += ["--seconds", str(seconds)] + (["--engine", engine] if engine else [])
         begun = time.monotonic()
         environ = {**os.environ, "PYTHONPATH": folder}
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(
+            command, env=environ, capture_output=True, text=True, errors="replace"
+        )
         took = time.monotonic() - begun
     if done.returncode == 0:
         return "", took

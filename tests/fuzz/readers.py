@@ -57,9 +57,16 @@ class Head:
         return [member for each in found if (member := each.strip(b" \t"))]
 
     def passed_on(self, also: set[bytes]) -> list[Field]:
-        """The fields that go further: none that Connection names, no hop-by-hop, none of `also`."""
+        """The fields that go further: none that Connection names, no hop-by-hop, none of `also`,
+        and from HTTP/1.0 no Expect: 100-continue (RFC 9110, 10.1.1)."""
         gone = HOP_BY_HOP | also | set(self.members(b"connection"))
-        return [each for each in self.fields if each[0].lower() not in gone]
+        old = self.version == b"1.0" and not self.first[0].isdigit()
+        return [
+            (name, value)
+            for name, value in self.fields
+            if name.lower() not in gone
+            and not (old and name.lower() == b"expect" and value.lower() == b"100-continue")
+        ]
 
 
 def lines_of(block: bytes) -> list[bytes]:
@@ -138,10 +145,8 @@ Framing = int | str
 def request_framing(head: Head) -> Framing:
     """How long the body is; refuses, too, what else may not be in a request's fields."""
     if len(head.fields) > 1000:
-        raise Refused({431, 400, 501}, "too many fields")
-    # h11, which reads odd heads a second time, advises 501 for all but one plain `chunked`
-    coded = bool(head.all(b"transfer-encoding"))
-    bad = {400, 501} if coded else {400}
+        raise Refused({431, 400}, "too many fields")
+    bad = {400}
     hosts = head.all(b"host")
     if len(hosts) != 1 and (hosts or head.version == b"1.1"):
         raise Refused(bad, "not one Host")
@@ -156,10 +161,15 @@ def request_framing(head: Head) -> Framing:
         ):
             raise Refused(bad, "Max-Forwards")
     length = length_of(head, bad, False)
+    coded = bool(head.all(b"transfer-encoding"))
     if coded:
         codings = head.members(b"transfer-encoding")
-        if head.version == b"1.0" or length is not None or codings != [b"chunked"]:
+        if head.version == b"1.0" or length is not None:
             raise Refused(bad, "Transfer-Encoding")
+        if codings[-1:] != [b"chunked"] or codings.count(b"chunked") > 1:
+            raise Refused(bad, "last coding")
+        if codings != [b"chunked"]:
+            raise Refused({501}, "another coding")
     if head.first[0] == b"CONNECT" and (coded or length):
         raise Refused(bad, "CONNECT with a body")
     return "chunked" if coded else length or 0
@@ -342,6 +352,7 @@ class Place:
     path: bytes | None
     """in origin-form, None for a tunnel"""
     authority: bytes
+    scheme: str
 
 
 def target(method: bytes, text: bytes) -> Place:
@@ -350,7 +361,7 @@ def target(method: bytes, text: bytes) -> Place:
         host, port = authority(text)
         if port is None:
             raise Refused({400}, "no port")
-        return Place(host, port, None, text)
+        return Place(host, port, None, text, "tcp")
     if not VISIBLE.issuperset(text) or text[:1] in (b"/", b"*"):
         raise Refused({400}, "form")
     scheme, colon, rest = text.partition(b"://")
@@ -360,7 +371,8 @@ def target(method: bytes, text: bytes) -> Place:
         raise Refused({400}, "no scheme")
     if not (letters | DIGITS | frozenset(b"+-.")).issuperset(scheme):
         raise Refused({400}, "no scheme")
-    if scheme.lower() not in (b"http", b"ws"):
+    secure = scheme.lower() in (b"https", b"wss")
+    if not secure and scheme.lower() not in (b"http", b"ws"):
         raise Refused({501}, "scheme")
     rest = rest.partition(b"#")[0]
     end = min((at for mark in b"/?" if (at := rest.find(mark)) >= 0), default=len(rest))
@@ -370,7 +382,8 @@ def target(method: bytes, text: bytes) -> Place:
         path = b"*"
     elif not path.startswith(b"/"):
         path = b"/" + path
-    return Place(host, 80 if port is None else port, path, rest[:end])
+    port = (443 if secure else 80) if port is None else port
+    return Place(host, port, path, rest[:end], "https" if secure else "http")
 
 
 def authority(text: bytes) -> tuple[str, int | None]:
@@ -434,12 +447,13 @@ def _head_block(data: bytes, start: int, max_head: int, statuses: set[int]) -> b
 
 def request(data: bytes, start: int, max_head: int) -> Message:
     """The request at data[start:]. Raises Refused, Incomplete."""
+    if data[start:] == b"\r":
+        raise Incomplete
     if data.startswith(b"\r\n", start):
         start += 2
-    rest = data[start : start + 1]
-    if not rest or rest + data[start + 1 : start + 2] == b"\r":
+    if start == len(data):
         raise Incomplete
-    if rest[0] not in TOKEN:
+    if data[start] not in TOKEN:
         raise Refused({400}, "no method")
     block = _head_block(data, start, max_head, {414, 431, 400})
     head = request_head(block)

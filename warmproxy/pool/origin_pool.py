@@ -132,6 +132,8 @@ class OriginPool(Generic[C, W]):
         self._worked_at = -inf
         self._retry_at = -inf
         """While an origin restarts: when its waiters' next dial, one for all, may go."""
+        self._refusing_since = -inf
+        """Its first refusal; holds while `_retry_at` does."""
 
     # ── what is ──────────────────────────────────────────────────────────────────────────────
 
@@ -300,7 +302,8 @@ class OriginPool(Generic[C, W]):
         """No connection; the waiters returned are to be told so.
 
         An origin that worked lately and refuses now, or closes what it has accepted, gets
-        dial_retry_for to come back: until a request has waited as long, it goes on waiting.
+        dial_retry_for to come back: until a request has waited as long, it goes on waiting. The
+        time runs from the first refusal, or from when the request came if that was later.
         """
         self.account(now)
         self.dialling -= 1
@@ -311,9 +314,13 @@ class OriginPool(Generic[C, W]):
             retry_in = failures.not_before - now
             self._observer.dial_failed(self.origin, error, failures.failures, retry_in)
         if isinstance(error, DialRefused | DialClosed) and now - self._worked_at < WORKED_WITHIN:
+            if self._retry_at == -inf:
+                self._refusing_since = now
             self._retry_at = now + RETRY_PAUSE
-            patience = self.settings.dial_retry_for
-            told = [waiter for waiter, w in self._waiting.items() if now - w.since >= patience]
+            # what a request had waited before, in line, is no part of the restart
+            began, patience = self._refusing_since, self.settings.dial_retry_for
+            waiting = self._waiting.items()
+            told = [waiter for waiter, w in waiting if now - max(w.since, began) >= patience]
             if len(told) < len(self._waiting):
                 self.tally.retries["dial"] += 1
         else:
