@@ -5,15 +5,16 @@ This page is the map of the house.
 Floors. A module imports only from floors below its own, or from earlier modules of its folder:
 
     cli, tools     arguments -> Settings -> service; programs beside the daemon
-    4  service     builds, listens, sweeps, drains; plugs everything together
+    4  service     listens, sweeps, drains; wiring makes the parts that it puts together
        admin       /metrics /healthz /readyz /pools
        metrics     tallies -> Prometheus
        log         one line per event
-    3  net         asyncio lives here: client, housekeeper, dialer, resolver, upstream, tunnel
+    3  net         asyncio lives here: client, housekeeper, dialer, resolver, upstream, tunnel, tls
     2  pool        which connections there are and should be: OriginPool, Registry   (no HTTP)
        protocol    bytes -> heads, framing, targets; Exchange: events in, actions out (no sockets)
     1  policy      pure judgement: sizing, retire, learn, backoff, retry, access
-    0  settings, observe, errors, origin: the vocabulary
+    0  loading     flag > environment > file > default, every problem at once
+       settings, observe, errors, origin, toml_lines: the vocabulary
 
 Floors 0-2 know no loop, socket, clock or chance: time is an argument, randomness too.
 

@@ -50,6 +50,10 @@ class Service:
         self._admins: set[AdminConnection] = set()
         self._stopping = asyncio.Event()
         self._announced = False
+        self._cut = 0
+        """Connections that the end of the grace time cut."""
+        self._shed = 0
+        """Idle connections that were closed since descriptors ran out."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
@@ -144,14 +148,18 @@ class Service:
 
     def _look_at_descriptors(self) -> None:
         """Stop accepting before the system refuses descriptors, and begin again when some are
-        free: asked whenever a client comes or goes."""
+        free: asked whenever a client comes or goes.
+
+        Where descriptors run out, half of what is idle goes, and is not dialled again before
+        there is room for it: clients that wait come first.
+        """
         clients, upstreams = len(self._clients.open), self._housekeeper.open
-        full = clients >= self._settings.max_clients or clients + upstreams >= self._descriptors
-        if full and not self._doors.paused:
+        scarce = clients + upstreams >= self._descriptors
+        if (scarce or clients >= self._settings.max_clients) and not self._doors.paused:
             self._doors.pause()
-            scarce = clients + upstreams >= self._descriptors
-            self._housekeeper.scarce = scarce
             shed = self._housekeeper.shed(upstreams // 2) if scarce else 0
+            self._housekeeper.scarce |= scarce
+            self._shed += shed
             log.event(
                 "accept_paused",
                 level="warning",
@@ -163,19 +171,21 @@ class Service:
             )
         elif self._doors.paused and not self._readiness.draining and self._has_room_again():
             self._doors.paused = False  # opening takes a turn of the loop
-            self._housekeeper.scarce = False
-            self._housekeeper.start()
             task = self._loop.create_task(self._doors.open(), name="accept again")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             log.event("accept_resumed", clients=clients, upstreams=self._housekeeper.open)
+        if self._housekeeper.scarce and self._has_room_again(for_more=self._shed):
+            self._housekeeper.scarce = False
+            self._shed = 0
+            self._housekeeper.start()
 
-    def _has_room_again(self) -> bool:
-        """A tenth is free: accepting does not flutter at its limit."""
+    def _has_room_again(self, *, for_more: int = 0) -> bool:
+        """A tenth is free, beside `for_more` connections: nothing flutters at its limit."""
         clients, upstreams = len(self._clients.open), self._housekeeper.open
         return (
             clients <= self._settings.max_clients * 0.9
-            and clients + upstreams <= self._descriptors * 0.9
+            and clients + upstreams + for_more <= self._descriptors * 0.9
         )
 
     def _announce(self, now: float) -> None:
@@ -228,7 +238,7 @@ class Service:
 
     def _stop(self) -> None:
         if self._stopping.is_set():
-            self._clients.abort()  # asked twice: the grace time is over
+            self._cut += self._clients.abort()  # asked twice: the grace time is over
         self._stopping.set()
 
     async def _drain(self) -> None:
@@ -242,14 +252,14 @@ class Service:
                 await self._clients.none_left.wait()
         except TimeoutError:
             pass  # those who are left are cut
-        cut = self._clients.abort()
+        self._cut += self._clients.abort()
         self._housekeeper.stop()
         if self._settings.admin:
             self._admin_server.close()
         for admin in list(self._admins):
             admin.transport.close()
         await asyncio.sleep(0)  # let the closes reach the kernel
-        log.event("stopped", cut_short=cut)
+        log.event("stopped", cut_short=self._cut)
 
 
 def banner(address: str) -> str:

@@ -15,8 +15,8 @@ drive it:
 
 * plain, without coverage, wherever atheris is missing, or with --engine plain.
 
-The exit status is 0 where nothing was found; else the input is printed. An input that takes more than 10 seconds counts as a hang. The last line is
-JSON: how many inputs, how long.
+The exit status is 0 where nothing was found; else the input is printed. An input that takes more
+than 10 seconds counts as a hang. The last line is JSON: how many inputs, how long.
 """
 
 import argparse
@@ -181,7 +181,7 @@ def main() -> int:
             command = [sys.executable, __file__, "--one", "--target", target]
             command += ["--seconds", str(args.seconds), "--seed", str(args.seed)]
             command += ["--no-corpus"] * args.no_corpus
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            done = subprocess.run(command, capture_output=True)
             out = done.stdout.decode("utf-8", "replace")
             counted = [line for line in out.splitlines() if line.startswith("INPUTS ")]
             if done.returncode or not counted:

@@ -11,52 +11,154 @@ from tests.fuzz.driver import END
 from warmproxy.settings import TABLES, describe
 
 WORDS: dict[str, tuple[bytes, ...]] = {
-    "method": (b"GET", b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"TRACE", b"CONNECT", b"get")
-    + (b"M-SEARCH", b"A" * 32, b"A" * 33, b"PRI", b"G(T", b""),
-    "target": (b"http://h/", b"http://h/a", b"http://h", b"/", b"*", b"h:443", b"http://h:81/?q#f")
-    + (b"http://[::1]:80/", b"https://h/", b"http://u@h/", b"ws://h", b'http://h/"<>\\^`{|}')
-    + (b"http://h/\xe4", b"http://h:0/", b"http://H/", b"//h/", b"http://h%2e/"),
-    "version": (b"HTTP/1.1",) * 12
-    + (b"HTTP/1.0", b"HTTP/1.0", b"HTTP/1.2", b"HTTP/2.0", b"http/1.1", b"HTTP/1.1 ", b"HTTP/11"),
-    "status": (b"200", b"200", b"204", b"304", b"100", b"103", b"101", b"404", b"426", b"500")
-    + (b"099", b"20", b"2000", b"999", b"2x0"),
+    "method": (
+        *(b"GET", b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"TRACE", b"CONNECT", b"get"),
+        *(b"M-SEARCH", b"A" * 32, b"A" * 33, b"PRI", b"G(T", b""),
+    ),
+    "target": (
+        *(b"http://h/", b"http://h/a", b"http://h", b"/", b"*", b"h:443", b"http://h:81/?q#f"),
+        *(b"http://[::1]:80/", b"https://h/", b"http://u@h/", b"ws://h", b'http://h/"<>\\^`{|}'),
+        *(b"http://h/\xe4", b"http://h:0/", b"http://H/", b"//h/", b"http://h%2e/"),
+    ),
+    "version": (
+        *((b"HTTP/1.1",) * 12),
+        *(
+            b"HTTP/1.0",
+            b"HTTP/1.0",
+            b"HTTP/1.2",
+            b"HTTP/2.0",
+            b"http/1.1",
+            b"HTTP/1.1 ",
+            b"HTTP/11",
+        ),
+    ),
+    "status": (
+        *(b"200", b"200", b"204", b"304", b"100", b"103", b"101", b"404", b"426", b"500"),
+        *(b"099", b"20", b"2000", b"999", b"2x0"),
+    ),
     "reason": (b" OK", b" OK", b"", b" ", b" Not Found", b" \xe4\t", b" \x01", b"OK", b" \0"),
-    "name": (b"Content-Length", b"Transfer-Encoding", b"Connection", b"Host", b"X-A", b"X-Mine")
-    + (b"Content-Length", b"Transfer-Encoding", b"Connection", b"Via", b"TE", b"Upgrade")
-    + (b"Expect", b"Keep-Alive", b"Proxy-Connection", b"Max-Forwards", b"Proxy-Authorization")
-    + (b"Idempotency-Key", b"Date", b"Proxy-Status", b"WWW-Authenticate", b"Authorization")
-    + (b"content-length", b"TRANSFER-ENCODING", b"X Y", b"", b"Content_Length", b"Trailer"),
-    "value": (b"0", b"3", b"5", b"03", b"+3", b"-3", b"3, 3", b"3,4", b"0x3", b"3 3", b"1e1")
-    + (b"chunked", b"Chunked", b"gzip", b"gzip, chunked", b"chunked, identity", b"identity")
-    + (b"close", b"Close", b"keep-alive", b"x-a", b"X-A, close", b"upgrade", b"te, X-Mine")
-    + (b"websocket", b"h2c", b"trailers", b"100-continue", b"1.1 other", b"1.1 us", b"Negotiate")
-    + (b"h", b"h:80", b"[::1]", b"h, h", b"u@h", b"a", b"", b"\xe4", b"a\tb", b"b\x01", b"\0")
-    + (b"9223372036854775807", b"9223372036854775808", b"18446744073709551619", b"host", b"7"),
-    "space": (b" ",) * 20 + (b"", b"", b"\t", b"  ", b" \t ", b"\x0b", b"\r\n ", b"\xa0"),
-    "after": (b"",) * 40 + (b" ", b"\t", b"\x0b", b"\r"),
-    "colon": (b":",) * 50 + (b" :", b"\t:", b";", b"", b"::"),
-    "end": (b"\r\n",) * 70 + (b"\n", b"\r", b"\r\r\n", b"\n\r", b"\r\n\r\n", b"\r\n ", b"\r\n\t"),
-    "size": (b"0", b"1", b"5", b"a", b"05", b"10", b"1f", b"+5", b"-5", b"0x5", b" 5", b"5 ", b"")
-    + (b"5\t", b"5_", b"g", b"0" * 16, b"0" * 17, b"f" * 16, b"7" + b"f" * 15, b"8" + b"0" * 15)
-    + (b"1" + b"0" * 15 + b"5", b"5\0", b"\xb2", b"0" * 15 + b"5"),
-    "extension": (b"",) * 10
-    + (b";a", b";a=b", b';a="b"', b" ; a = b", b';a="\\""', b";", b";a=", b';a="', b";a b", b";;a")
-    + (b";\xe4", b";a\n", b";a\0", b';a="\n"', b";a\rb", b";" + b"a" * 250, b" ", b"\t;a", b";a ")
-    + (b'"', b'=";"'),
-    "harm": (b"\r", b"\n", b"\r\n", b"\0", b" ", b"\t", b"\x0b", b"\x0c", b"\x7f", b"\x80", b"\xff")
-    + (b":", b";", b",", b'"', b"\\", b"@", b"%", b"#", b"?", b"/", b"[", b"]", b"0", b"1", b"a")
-    + (b"\x01", b"\xa0", b"+", b"-", b".", b"*", b"\r\n\r\n", b"\n\n"),
-    "scheme": (b"http://",) * 8
-    + (b"HTTP://", b"ws://", b"https://", b"ftp://", b"http:/", b"http:", b"//", b"", b"h2://"),
-    "host": (b"h", b"example.com", b"127.0.0.1", b"[::1]", b"[0:0::1]", b"[::ffff:1.2.3.4]", b"H")
-    + (b"", b"[::1", b"::1", b"[fe80::1%25lo]", b"[h]", b"[]", b"h.", b"-", b"a" * 253, b"a" * 254)
-    + (b"h%2e", b"u@h", b"u:p@h", b"h\\i", b"h,i", b"\xe4", b"h_h", b"[1:2:3:4:5:6:7:8]", b"*")
-    + (b"[::1]x", b"[v1.a]", b"xn--a", b"0x7f.1", b"2130706433"),
-    "port": (b"",) * 4
-    + (b":80", b":443", b":1", b":65535", b":65536", b":0", b":", b":00080", b":000080", b":x")
-    + (b":+80", b":-1", b":80:80", b":8 0", b":999999", b":\xb2"),
-    "path": (b"/", b"", b"/a", b"/a?b", b"?q", b"#f", b"/a?b#c", b"/%zz", b"//h/", b"/../a", b"/ ")
-    + (b"/\0", b"/\xe4", b'/"<>\\^`{|}', b"/@h", b"\\", b"/\r\n"),
+    "name": (
+        *(b"Content-Length", b"Transfer-Encoding", b"Connection", b"Host", b"X-A", b"X-Mine"),
+        *(b"Content-Length", b"Transfer-Encoding", b"Connection", b"Via", b"TE", b"Upgrade"),
+        *(b"Expect", b"Keep-Alive", b"Proxy-Connection", b"Max-Forwards", b"Proxy-Authorization"),
+        *(b"Idempotency-Key", b"Date", b"Proxy-Status", b"WWW-Authenticate", b"Authorization"),
+        *(b"content-length", b"TRANSFER-ENCODING", b"X Y", b"", b"Content_Length", b"Trailer"),
+    ),
+    "value": (
+        *(b"0", b"3", b"5", b"03", b"+3", b"-3", b"3, 3", b"3,4", b"0x3", b"3 3", b"1e1"),
+        *(b"chunked", b"Chunked", b"gzip", b"gzip, chunked", b"chunked, identity", b"identity"),
+        *(b"close", b"Close", b"keep-alive", b"x-a", b"X-A, close", b"upgrade", b"te, X-Mine"),
+        *(
+            b"websocket",
+            b"h2c",
+            b"trailers",
+            b"100-continue",
+            b"1.1 other",
+            b"1.1 us",
+            b"Negotiate",
+        ),
+        *(b"h", b"h:80", b"[::1]", b"h, h", b"u@h", b"a", b"", b"\xe4", b"a\tb", b"b\x01", b"\0"),
+        *(b"9223372036854775807", b"9223372036854775808", b"18446744073709551619", b"host", b"7"),
+    ),
+    "space": (
+        *((b" ",) * 20),
+        *(b"", b"", b"\t", b"  ", b" \t ", b"\x0b", b"\r\n ", b"\xa0"),
+    ),
+    "after": (
+        *((b"",) * 40),
+        *(b" ", b"\t", b"\x0b", b"\r"),
+    ),
+    "colon": (
+        *((b":",) * 50),
+        *(b" :", b"\t:", b";", b"", b"::"),
+    ),
+    "end": (
+        *((b"\r\n",) * 70),
+        *(b"\n", b"\r", b"\r\r\n", b"\n\r", b"\r\n\r\n", b"\r\n ", b"\r\n\t"),
+    ),
+    "size": (
+        *(b"0", b"1", b"5", b"a", b"05", b"10", b"1f", b"+5", b"-5", b"0x5", b" 5", b"5 ", b""),
+        *(b"5\t", b"5_", b"g", b"0" * 16, b"0" * 17, b"f" * 16, b"7" + b"f" * 15, b"8" + b"0" * 15),
+        *(b"1" + b"0" * 15 + b"5", b"5\0", b"\xb2", b"0" * 15 + b"5"),
+    ),
+    "extension": (
+        *((b"",) * 10),
+        *(
+            b";a",
+            b";a=b",
+            b';a="b"',
+            b" ; a = b",
+            b';a="\\""',
+            b";",
+            b";a=",
+            b';a="',
+            b";a b",
+            b";;a",
+        ),
+        *(
+            b";\xe4",
+            b";a\n",
+            b";a\0",
+            b';a="\n"',
+            b";a\rb",
+            b";" + b"a" * 250,
+            b" ",
+            b"\t;a",
+            b";a ",
+        ),
+        *(b'"', b'=";"'),
+    ),
+    "harm": (
+        *(b"\r", b"\n", b"\r\n", b"\0", b" ", b"\t", b"\x0b", b"\x0c", b"\x7f", b"\x80", b"\xff"),
+        *(
+            b":",
+            b";",
+            b",",
+            b'"',
+            b"\\",
+            b"@",
+            b"%",
+            b"#",
+            b"?",
+            b"/",
+            b"[",
+            b"]",
+            b"0",
+            b"1",
+            b"a",
+        ),
+        *(b"\x01", b"\xa0", b"+", b"-", b".", b"*", b"\r\n\r\n", b"\n\n"),
+    ),
+    "scheme": (
+        *((b"http://",) * 8),
+        *(b"HTTP://", b"ws://", b"https://", b"ftp://", b"http:/", b"http:", b"//", b"", b"h2://"),
+    ),
+    "host": (
+        *(b"h", b"example.com", b"127.0.0.1", b"[::1]", b"[0:0::1]", b"[::ffff:1.2.3.4]", b"H"),
+        *(
+            b"",
+            b"[::1",
+            b"::1",
+            b"[fe80::1%25lo]",
+            b"[h]",
+            b"[]",
+            b"h.",
+            b"-",
+            b"a" * 253,
+            b"a" * 254,
+        ),
+        *(b"h%2e", b"u@h", b"u:p@h", b"h\\i", b"h,i", b"\xe4", b"h_h", b"[1:2:3:4:5:6:7:8]", b"*"),
+        *(b"[::1]x", b"[v1.a]", b"xn--a", b"0x7f.1", b"2130706433"),
+    ),
+    "port": (
+        *((b"",) * 4),
+        *(b":80", b":443", b":1", b":65535", b":65536", b":0", b":", b":00080", b":000080", b":x"),
+        *(b":+80", b":-1", b":80:80", b":8 0", b":999999", b":\xb2"),
+    ),
+    "path": (
+        *(b"/", b"", b"/a", b"/a?b", b"?q", b"#f", b"/a?b#c", b"/%zz", b"//h/", b"/../a", b"/ "),
+        *(b"/\0", b"/\xe4", b'/"<>\\^`{|}', b"/@h", b"\\", b"/\r\n"),
+    ),
 }
 
 _KEYS = sorted({name for table in TABLES.values() for name in table})
@@ -189,18 +291,17 @@ _BODY_HEADS = (
 )
 
 
+_EXTRAS = (
+    *(b"", b"", b"Max-Forwards: 0\r\n", b"Max-Forwards: 3\r\n", b"Idempotency-Key: k\r\n"),
+    *(b"Via: 1.1 us\r\n", b"Connection: upgrade\r\nUpgrade: websocket\r\n", b"X-A: b\r\n"),
+    *(b"Authorization: Negotiate x\r\n", b"Expect: 100-continue\r\n", b"TE: trailers\r\n"),
+)
+
+
 def _sound_request(random: Random) -> bytes:
     length, body = random.choice(_BODY_HEADS)
     method = random.choice((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"TRACE"))
-    extra = random.choice(
-        (b"", b"", b"Max-Forwards: 0\r\n", b"Max-Forwards: 3\r\n", b"Idempotency-Key: k\r\n")
-        + (
-            b"Via: 1.1 us\r\n",
-            b"Connection: upgrade\r\nUpgrade: websocket\r\n",
-            b"TE: trailers\r\n",
-        )
-        + (b"Authorization: Negotiate x\r\n", b"Expect: 100-continue\r\n", b"X-A: b\r\n")
-    )
+    extra = random.choice(_EXTRAS)
     version = random.choice((b"1.1", b"1.1", b"1.1", b"1.0"))
     if version == b"1.0" and b"chunked" in length:
         version = b"1.1"

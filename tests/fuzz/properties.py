@@ -91,8 +91,7 @@ def _check_request(data: bytes, cut: int) -> None:
         assert whole is None, ("not complete, or empty", whole)
         return
     except Refused as refused:
-        assert isinstance(whole, int), ("not refused", refused, whole)
-        assert whole in refused.statuses, ("another status", refused, whole)
+        _refused_too(whole, refused)
         return
     head = message.head
     assert not isinstance(whole, int | None), ("refused without a reason", whole)
@@ -118,6 +117,11 @@ def _check_request(data: bytes, cut: int) -> None:
     _check_request_lanes(block)
     _check_llhttp_request(block, ours)
     _check_written(ours, message)
+
+
+def _refused_too(verdict: object, refused: Refused) -> None:
+    assert isinstance(verdict, int), ("not refused", refused, verdict)
+    assert verdict in refused.statuses, ("another status", refused, verdict)
 
 
 def _check_request_lanes(block: bytes) -> None:
@@ -214,8 +218,8 @@ def _check_response(data: bytes, cut: int, method: bytes) -> None:
     except Incomplete:
         assert whole is None, ("not complete, or empty", whole)
         return
-    except Refused as refused:
-        assert whole == 502, (refused, whole)
+    except Refused:
+        assert whole == 502, ("not refused", whole)
         return
     head = message.head
     odd = [v.lower() for v in head.all(b"transfer-encoding")] not in ([], [b"chunked"])
@@ -360,7 +364,7 @@ def check_target(data: bytes) -> None:
     try:
         place = readers.target(method, target)
     except Refused as refused:
-        assert status in refused.statuses, (refused, status)
+        _refused_too(status, refused)
         return
     if status is not None:
         digits = place.authority.rpartition(b":")[2]
@@ -413,15 +417,19 @@ def check_settings(data: bytes) -> None:
             flags=flags,
         )
     except ConfigError as error:
-        assert error.problems
-        for problem in error.problems:
-            assert problem
-            assert problem.isprintable(), problem
-            assert not hidden or "s3cret" not in problem, problem
-            problem.encode("utf-8")
+        _check_problems(error.problems, hidden)
         return
     again = load(path=None, text=_written(loaded.settings), environ={}, flags={})
     assert again.settings == loaded.settings, "written down and read again"
+
+
+def _check_problems(problems: list[str], hidden: bool) -> None:
+    assert problems
+    for problem in problems:
+        assert problem
+        assert problem.isprintable(), problem
+        assert not hidden or "s3cret" not in problem, problem
+        problem.encode("utf-8")
 
 
 _PASSWORD = re.compile(rb"(?<==)[^=\0]{0,20}?//[\w:.-]*@")

@@ -1,5 +1,7 @@
 """The table of exchange.py, driven by bytes: what each event makes the driver do."""
 
+from dataclasses import replace
+
 import pytest
 
 from warmproxy.errors import DialRefused
@@ -7,7 +9,7 @@ from warmproxy.origin import origin
 from warmproxy.policy.access import Access
 from warmproxy.policy.destinations import Destinations
 from warmproxy.policy.retry import Prefer
-from warmproxy.protocol.exchange import Exchange, State, Terms
+from warmproxy.protocol.exchange import Exchange, State, Terms, Upgrade
 from warmproxy.protocol.messages import (
     Acquire,
     Answered,
@@ -20,6 +22,7 @@ from warmproxy.protocol.messages import (
     ToClient,
     ToUpstream,
 )
+from warmproxy.protocol.target import Forward
 
 HTTP = origin("http", "h", 80)
 GET = b"GET http://h/p HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -220,11 +223,50 @@ def test_bytes_behind_a_response_are_nobodys_and_end_the_connection():
     assert Release(reusable=False) in actions
 
 
-def test_a_response_before_the_request_was_whole_ends_both_connections():
+def test_after_an_early_response_the_rest_of_the_body_is_thrown_away_and_the_next_request_served():
     exchange = forwarding(POST[:-2])
     actions = exchange.upstream_data(OK)
     assert Release(reusable=False) in actions
+    assert b"Connection: close" not in to_client(actions)
+    assert exchange.state is State.LINGERING
+    assert exchange.client_data(POST[-2:-1]) == []
+    assert exchange.client_data(POST[-1:] + GET) == [Acquire(HTTP, Prefer.USED)]
+
+
+def test_an_early_response_that_closes_ends_both_connections():
+    exchange = forwarding(POST[:-2])
+    actions = exchange.upstream_data(OK.replace(b"Date", b"Connection: close\r\nDate"))
+    assert b"Connection: close" in to_client(actions)
     assert actions[-1] == CloseClient(Close.LINGER)
+
+
+def test_a_final_answer_to_a_client_that_waits_for_100_says_close():
+    exchange = forwarding(POST[:-4].replace(b"Host", b"Expect: 100-continue\r\nHost"))
+    assert b"Connection: close" in to_client(exchange.upstream_data(OK))
+    exchange = forwarding(POST[:-4].replace(b"Host", b"Expect: 100-continue\r\nHost"))
+    exchange.upstream_data(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert b"Connection: close" not in to_client(exchange.upstream_data(OK))
+
+
+def test_no_more_than_a_bound_is_thrown_away():
+    exchange = forwarding(b"POST http://h/ HTTP/1.1\r\nHost: h\r\nContent-Length: 9999999\r\n\r\n")
+    exchange.upstream_data(OK)
+    assert exchange.client_data(b"x" * 2**20) == []
+    assert exchange.client_data(b"x") == [CloseClient(Close.LINGER)]
+
+
+def test_lingering_ends_with_the_client_a_drain_or_a_broken_body():
+    chunked = b"POST http://h/ HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    exchange = forwarding(chunked)
+    exchange.upstream_data(OK)
+    assert exchange.client_data(b"zz\r\n") == [CloseClient(Close.FLUSH)]
+    exchange = forwarding(POST[:-2])
+    exchange.upstream_data(OK)
+    assert exchange.client_eof() == [CloseClient(Close.FLUSH)]
+    exchange = forwarding(POST[:-2])
+    exchange.upstream_data(OK)
+    exchange.drain()
+    assert exchange.client_data(POST[-2:]) == [CloseClient(Close.FLUSH)]
 
 
 def test_interim_responses_are_passed_on_but_not_to_http_10():
@@ -588,3 +630,79 @@ def test_connect_ports_and_hosts_are_asked_before_anything_is_dialled():
     actions = Exchange(strict, "127.0.0.1").client_data(CONNECT)
     assert to_client(actions).startswith(b"HTTP/1.1 403 ")
     assert b"connect_ports" in to_client(actions)
+
+
+HTTPS = origin("https", "h", 443, "1.2")
+
+
+def tls_terms(**changes) -> Terms:
+    return replace(make()._terms, default_tls="1.2", **changes)
+
+
+def test_https_in_absolute_form_asks_for_finished_tls_with_the_default_profile():
+    exchange = Exchange(tls_terms(), "127.0.0.1")
+    assert exchange.client_data(GET.replace(b"http:", b"https:")) == [Acquire(HTTPS, Prefer.USED)]
+    assert b"GET /p HTTP/1.1\r\nHost: h\r\n" in to_upstream(exchange.leased(was_used=False))
+
+
+def test_a_configured_place_has_its_own_profile():
+    own = origin("https", "h", 443, "1.3 own")
+    exchange = Exchange(tls_terms(places={("h", 443): own}), "127.0.0.1")
+    assert exchange.client_data(GET.replace(b"http:", b"https:")) == [Acquire(own, Prefer.USED)]
+
+
+def upgrading(client="127.0.0.1", remote=False) -> Exchange:
+    upgrades = {HTTP: Upgrade(HTTPS, remote)}
+    return Exchange(tls_terms(upgrades=upgrades), client)
+
+
+def test_http_is_upgraded_where_that_is_configured_and_put_right_both_ways():
+    exchange = upgrading()
+    ask = GET.replace(b"Host: h", b"Host: h\r\nReferer: http://h/r")
+    assert exchange.client_data(ask) == [Acquire(HTTPS, Prefer.USED)]
+    assert b"\r\nReferer: https://h/r\r\n" in to_upstream(exchange.leased(was_used=False))
+    answer = OK.replace(b"Date", b"Location: https://h/l\r\nSet-Cookie: a=b; Secure\r\nDate")
+    got = to_client(exchange.upstream_data(answer))
+    assert b"\r\nLocation: http://h/l\r\n" in got
+    assert b"\r\nSet-Cookie: a=b\r\n" in got
+
+
+def test_other_origins_are_not_upgraded():
+    exchange = upgrading()
+    other = GET.replace(b"//h/", b"//other/")
+    assert exchange.client_data(other) == [Acquire(origin("http", "other", 80), Prefer.USED)]
+
+
+def test_a_client_beyond_loopback_is_upgraded_only_where_that_is_allowed():
+    access = Access(("10.0.0.0/8",), {})
+    for remote, want in ((False, b"HTTP/1.1 403 "), (True, b"")):
+        terms = tls_terms(upgrades={HTTP: Upgrade(HTTPS, remote)}, access=access)
+        actions = Exchange(terms, "10.0.0.1").client_data(GET)
+        assert to_client(actions)[: len(b"HTTP/1.1 403 ")] == want
+
+
+def test_a_gateway_takes_origin_form_and_rewrites_host():
+    terms = tls_terms(gateway=Forward(HTTPS, b"/", b"h"))
+    exchange = Exchange(terms, "127.0.0.1")
+    ask = b"GET /p HTTP/1.1\r\nHost: 127.0.0.1:9001\r\nOrigin: http://127.0.0.1:9001\r\n\r\n"
+    assert exchange.client_data(ask) == [Acquire(HTTPS, Prefer.USED)]
+    sent = to_upstream(exchange.leased(was_used=False))
+    assert sent.startswith(b"GET /p HTTP/1.1\r\nHost: h\r\nOrigin: https://h\r\n")
+    answer = OK.replace(b"Date", b"Location: https://h/l\r\nDate")
+    assert b"\r\nLocation: http://127.0.0.1:9001/l\r\n" in to_client(exchange.upstream_data(answer))
+
+
+def test_a_plain_gateway_changes_no_more_than_host():
+    terms = tls_terms(gateway=Forward(HTTP, b"/", b"h"))
+    exchange = Exchange(terms, "127.0.0.1")
+    ask = b"GET /p HTTP/1.1\r\nHost: g\r\nOrigin: http://g\r\n\r\n"
+    assert exchange.client_data(ask) == [Acquire(HTTP, Prefer.USED)]
+    assert b"\r\nOrigin: http://g\r\n" in to_upstream(exchange.leased(was_used=False))
+
+
+@pytest.mark.parametrize("ask", [CONNECT, GET])
+def test_a_gateway_is_no_proxy(ask):
+    terms = tls_terms(gateway=Forward(HTTPS, b"/", b"h"))
+    actions = Exchange(terms, "127.0.0.1").client_data(ask)
+    assert to_client(actions).startswith(b"HTTP/1.1 400 ")
+    assert Acquire not in kinds(actions)

@@ -78,7 +78,7 @@ def dial(addresses: list[AddrInfo], timeout: float = 5.0) -> tuple[Dialled, tupl
     async def run() -> tuple[Dialled, tuple[str, int]]:
         loop = asyncio.get_running_loop()
         anywhere = Destinations(connect_ports=(), allow=(), deny=(), configured=())
-        dialled = await Dialer(loop, Told(loop, addresses), anywhere).dial(NAMED, timeout)
+        dialled = await Dialer(loop, Told(loop, addresses), anywhere, NO_TLS).dial(NAMED, timeout)
         transport = dialled.connection.transport
         peer = transport.get_extra_info("peername")[:2]
         for address in addresses:

@@ -18,6 +18,7 @@ from tests.standards.wire import (
     Reader,
     broken,
     error_of,
+    paused,
     refused,
     request,
     status_of,
@@ -392,12 +393,13 @@ def test_row_55_a_dead_warm_connection_is_swapped(daemon, connect, web, how) -> 
     proxy = daemon(upstream=[{"url": web.url.replace("http:", "https:"), "warm": 2}])
     for _ in range(2):
         idle = [c for c in web.origin.wait_open(2) if not c.eof_at]
-        for connection in idle:
-            getattr(connection, how)()
-            if how == "reset":
-                connection.join()
         client = connect(proxy)
-        client.send(request("CONNECT", web.authority))
+        with paused(proxy):  # so that both are there when it looks, the request first
+            client.send(request("CONNECT", web.authority))
+            for connection in idle:
+                getattr(connection, how)()
+                if how == "reset":
+                    connection.join()
         assert status_of(client.head()) == 200
         client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         assert client.answer().body == b"ok"

@@ -1,6 +1,7 @@
 """Bytes in, bytes out: a client and an origin that keep exactly what went over the wire."""
 
 import contextlib
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from typing import Self
@@ -318,6 +319,16 @@ def broken(proxy: Warmproxy, web: Web) -> Message:
         assert (status_of(good), good.body) == (200, b"ok")
         assert web.received[-1].connection is not bad
     return answer
+
+
+@contextlib.contextmanager
+def paused(proxy: Warmproxy) -> Iterator[None]:
+    """The daemon stands still meanwhile, then finds all that has come at once."""
+    proxy.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        proxy.signal(signal.SIGCONT)
 
 
 @contextlib.contextmanager

@@ -255,6 +255,9 @@ class ClientConnection(asyncio.Protocol):
         if self._lingers:
             if waited >= LINGER_SECONDS:
                 self._transport.abort()
+        elif exchange.state is State.LINGERING:
+            if waited >= LINGER_SECONDS:
+                self._run(exchange.client_eof())
         elif self._transport.is_closing():
             # what is queued goes out first, but not for ever to a client that does not read
             if waited >= settings.client_idle_timeout:

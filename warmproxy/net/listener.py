@@ -59,7 +59,9 @@ class Doors:
         self.paused = False
         loop = asyncio.get_running_loop()
         for sock, factory in self._sockets:
-            self._servers.append(await loop.create_server(factory, sock=sock.dup()))
+            # it calls listen() once more: with a backlog of 100 unless told otherwise
+            server = await loop.create_server(factory, sock=sock.dup(), backlog=BACKLOG)
+            self._servers.append(server)
 
     def pause(self) -> None:
         self.paused = True

@@ -12,7 +12,10 @@
 | FORWARDING | response bytes (no 1xx to HTTP/1.0)          | same       | ToClient                |
 | FORWARDING | 101 to an upgrade we passed on               | TUNNEL     | ToClient, Splice        |
 | FORWARDING | response done, request done                  | IDLE       | Release, next request   |
-| FORWARDING | response done, request not done              | CLOSED     | Release, close (linger) |
+| FORWARDING | response done, request not done, close said  | CLOSED     | Release, close (linger) |
+| FORWARDING | response done, request not done, else        | LINGERING  | Release                 |
+| LINGERING  | the request's body ends                      | IDLE       | next request            |
+| LINGERING  | LINGER_BYTES came, or client_eof             | CLOSED     | CloseClient             |
 | FORWARDING | upstream ended, no byte came, may_repeat     | CONNECTING | Release, Acquire        |
 | FORWARDING | upstream ended, no byte came, else           | see below  | Release, reply 502      |
 | FORWARDING | upstream ended inside the response           | CLOSED     | Release, close          |
@@ -74,6 +77,9 @@ from warmproxy.protocol.upgrade import plain_response, secure_request
 HTTP_10_REMEMBERED = 1000
 """Origins; whoever uses more that speak HTTP/1.0 loses the memory of all."""
 
+LINGER_BYTES = 2**20
+"""Of a body that are thrown away after the answer before the connection is given up instead."""
+
 INTERIM_LIMIT = 100
 """1xx responses that one request may get before the upstream counts as broken."""
 
@@ -114,6 +120,7 @@ class State(Enum):
     IDLE = auto()
     CONNECTING = auto()
     FORWARDING = auto()
+    LINGERING = auto()
     TUNNEL = auto()
     CLOSED = auto()
 
@@ -145,6 +152,7 @@ class Exchange:
         "_route",
         "_status",
         "_terms",
+        "_thrown_away",
         "_tries",
         "_upstream_spoke",
         "_was_used",
@@ -176,6 +184,7 @@ class Exchange:
         self._held: list[bytes] | None = []
         """The body as sent so far, while a second try may need it; None when it grew too long."""
         self._held_size = 0
+        self._thrown_away = 0
         self._tries = 0
         self._idempotent = False
         self._plain_host = b""
@@ -233,12 +242,14 @@ class Exchange:
             self._next_request(data)
         elif self.state is State.CONNECTING or self.state is State.FORWARDING:
             self._request_body(data)
+        elif self.state is State.LINGERING:
+            self._throw_away(data)
         return self._take()
 
     def client_eof(self) -> list[Action]:
         """The client sends no more; it may still read."""
         self._client_ended = True
-        if self.state is State.IDLE:
+        if self.state is State.IDLE or self.state is State.LINGERING:
             self._close(Close.FLUSH)
         elif self.state is State.CONNECTING:
             self._out.append(Cancel())
@@ -497,6 +508,7 @@ class Exchange:
 
     def _response_head(self, data: bytes) -> None:
         assert self._request is not None
+        assert self._judged is not None
         assert self._response_heads is not None
         while (found := self._response_heads.feed(data)) is not None:
             block, data = found
@@ -517,8 +529,11 @@ class Exchange:
                 self._response = judged
                 self._response_body = judged.body
                 self._status = head.status
-                # an upstream that closes with the upload under way wants no more of it
-                going_on = self._body.done or judged.reusable
+                # An upstream that closes with the upload under way wants no more of it. Who waits
+                # for a 100 and gets its final answer may leave the body out: only a close tells
+                # what comes next (RFC 9110, 10.1.1).
+                waits = self._judged.expect_continue and not self._interims
+                going_on = self._body.done or (judged.reusable and not waits)
                 self._keep_alive = going_on and not judged.until_close and not self._is_last()
                 if self._plain_host:
                     origin = self._route_origin()
@@ -552,7 +567,9 @@ class Exchange:
         reusable = reusable and request_done and (go_on or not pinned)
         self._out.append(Release(reusable, pinned=pinned and reusable))
         self._answered(self._status, None)
-        if not request_done:
+        if not request_done and self._keep_alive and not self._is_last():
+            self.state = State.LINGERING
+        elif not request_done:
             self._close(Close.LINGER)
         elif go_on:
             self.state = State.IDLE
@@ -561,6 +578,23 @@ class Exchange:
             self._close(Close.LINGER)
         else:
             self._close(Close.FLUSH)
+
+    def _throw_away(self, data: bytes) -> None:
+        """The rest of a body whose request is answered already: the next request follows it."""
+        try:
+            mine, rest = self._body.feed(data)
+        except FramingError:
+            self._close(Close.FLUSH)
+            return
+        self._thrown_away += len(mine)
+        if self._body.done:
+            self._ahead = rest
+            if self._is_last():
+                self._close(Close.FLUSH)
+            else:
+                self.state = State.IDLE
+        elif self._thrown_away > LINGER_BYTES:
+            self._close(Close.LINGER)
 
     def _route_origin(self) -> Origin:
         assert self._route is not None
