@@ -34,6 +34,24 @@ def test_configured_origins_have_their_pool_from_the_start_and_want_it_warm():
     assert registry.find(B) is None
 
 
+def test_an_https_upstream_has_a_pool_for_tunnels_and_one_for_finished_tls_where_asked():
+    def origins(**upstream):
+        config = UpstreamSettings(url="https://a", warm=2, max_connections=7, **upstream)
+        registry: Registry[int, str] = Registry(
+            Settings(upstream=(config,)), Observer(), lambda: 0.5, 0.0
+        )
+        return registry, [(str(p.origin), p.sizing.target_idle(0.0)) for p in registry], config
+
+    registry, pools, config = origins()
+    assert pools == [("tcp://a:443", 2)]
+    secure = config.secure_origin
+    assert secure is not None
+    assert registry.use(secure, 0.0).settings.max_connections == 7, "its settings hold all the same"
+    assert secure not in registry.configured
+    assert origins(tls=3)[1] == [("tcp://a:443", 2), ("https://a:443", 3)]
+    assert origins(upgrade=True)[1] == [("tcp://a:443", 2), ("https://a:443", 2)]
+
+
 def test_an_origin_gets_a_pool_with_its_first_use_and_is_not_warmed_for_it():
     registry = make()
     pool = registry.use(B, 0.0)

@@ -14,11 +14,13 @@ import uvloop
 from tests.e2e.harness import count_sockets_to, free_port
 from warmproxy.net.dialer import ATTEMPT_DELAY, Dialer, Dialled
 from warmproxy.net.resolver import AddrInfo, Resolver
+from warmproxy.net.tls import Contexts
 from warmproxy.origin import origin
 from warmproxy.policy.destinations import Destinations
 
 SYN_SENT = "02"
 NAMED = origin("http", "several.example", 80)
+NO_TLS = Contexts([])
 
 
 class Told(Resolver):

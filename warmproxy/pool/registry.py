@@ -30,11 +30,15 @@ class Registry(Generic[C, W]):
         self._rng = rng
         self._pools: OrderedDict[Origin, OriginPool[C, W]] = OrderedDict()
         self.forgotten = Tally()
+        self._own: dict[Origin, OriginSettings] = {}
+        """Settings of origins that are configured but not held warm."""
         for upstream in settings.upstream:
             self._add(upstream.origin, upstream, Fixed(upstream.warm), upstream.warm, now)
-            if upstream.secure_origin is not None:
-                count = settings.tls_warm(upstream)
-                self._add(upstream.secure_origin, upstream, Fixed(count), count, now)
+            secure, count = upstream.secure_origin, settings.tls_warm(upstream)
+            if secure is not None and count:
+                self._add(secure, upstream, Fixed(count), count, now)
+            elif secure is not None:
+                self._own[secure] = upstream
         self.configured = frozenset(self._pools)
 
     def __iter__(self) -> Iterator[OriginPool[C, W]]:
@@ -52,7 +56,8 @@ class Registry(Generic[C, W]):
         if pool is None:
             s = self._settings
             sizing = Learned(s.learn_requests, s.learn_window, s.learn_warm, s.learn_quiet)
-            pool = self._add(origin, s.defaults, sizing, s.learn_warm, now)
+            settings = self._own.get(origin, s.defaults)
+            pool = self._add(origin, settings, sizing, s.learn_warm, now)
         else:
             self._pools.move_to_end(origin)
         return pool
