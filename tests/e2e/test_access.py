@@ -17,6 +17,7 @@ from tests.e2e.test_limits import own_answer
 from warmproxy.errors import AddressDenied
 from warmproxy.net.dialer import Dialer
 from warmproxy.net.resolver import AddrInfo, Resolver
+from warmproxy.net.tls import Contexts
 from warmproxy.origin import origin as origin_of
 from warmproxy.policy.destinations import Destinations
 from warmproxy.settings import Settings
@@ -324,7 +325,7 @@ async def test_each_dial_asks_about_its_own_addresses(origin) -> None:
     loop = asyncio.get_running_loop()
     rules = Destinations(connect_ports=(), allow=(), deny=Settings().deny_upstreams, configured=())
     resolver = Rebinding(loop, "rebinds.test", ["127.0.0.1"])
-    dialer = Dialer(loop, resolver, rules)
+    dialer = Dialer(loop, resolver, rules, Contexts([]))
     place = origin_of("http", "rebinds.test", web.port)
     connections = [(await dialer.dial(place, 5.0)).connection]
     resolver.answer = [METADATA]

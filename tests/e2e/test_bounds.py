@@ -165,15 +165,12 @@ def test_head_timeout(warmproxy, origin) -> None:
         assert ended(sock)
     with proxy.raw() as sock:
         for _ in range(2):
-            began = time.monotonic()
-            always(lambda: not readable(sock), 0.6)  # idle time is no head's time
+            always(lambda: not readable(sock), 0.4)  # idle time is no head's time
             sock.sendall(head)
-            always(lambda: not readable(sock), 0.6)
+            always(lambda: not readable(sock), 0.4)
             sock.sendall(b"\r\n")
             reply = reply_on(sock)
             assert (reply.status, reply.text) == (200, web.greeting)
-        sock.sendall(head[:20])
-        assert reply_on(sock).status == 408
     assert [r.target for r in web.requests] == ["/slow"] * 2
 
 
@@ -232,9 +229,8 @@ def test_response_timeout_runs_from_the_end_of_the_request(warmproxy, origin) ->
         head = f"PUT {web.url}/hold HTTP/1.1\r\nHost: {web.authority}\r\nContent-Length: 3\r\n\r\n"
         sock.sendall(head.encode())
         for byte in (b"1", b"2"):
-            always(lambda: not readable(sock), 0.8)
+            always(lambda: not readable(sock), 0.5)
             sock.sendall(byte)
-        always(lambda: not readable(sock), 0.4)
         began = time.monotonic()
         sock.sendall(b"3")
         own_answer(reply_on(sock), 504, "http_response_timeout")
@@ -270,7 +266,7 @@ def test_a_client_that_stalls_in_its_body(warmproxy, origin) -> None:
     with proxy.raw() as sock:
         sock.sendall(head.encode())
         for n in range(9):
-            always(lambda: not readable(sock), 0.3)
+            always(lambda: not readable(sock), 0.15)
             sock.sendall(b"%d" % n)
         assert reply_on(sock).body == b"012345678"
 
@@ -329,7 +325,7 @@ def test_a_slow_reader_is_no_stalled_one(warmproxy, origin) -> None:
     """A client that takes its answer slowly, over several times stall_timeout, gets all of it."""
     web = origin()
     proxy = warmproxy(config=STALL)
-    size = 6 << 20
+    size = 4 << 20
     with proxy.raw() as sock:
         sock.sendall(f"GET {web.url}/bytes/{size} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
         began, got = time.monotonic(), 0
@@ -337,7 +333,7 @@ def test_a_slow_reader_is_no_stalled_one(warmproxy, origin) -> None:
             got += len(data)
             at(began + got / (2 << 20))
         assert got > size
-    assert time.monotonic() - began > 2.5
+    assert time.monotonic() - began > 1.9
 
 
 def test_a_client_that_goes_on_sending_after_its_last_answer(warmproxy, origin) -> None:
@@ -727,7 +723,7 @@ def test_out_of_descriptors(warmproxy, origin) -> None:
     with contextlib.ExitStack() as stack:
         flood = [stack.enter_context(proxy.raw()) for _ in range(400)]
         eventually(lambda: events(proxy, "accept_paused"), says=proxy.log)
-        always(lambda: proxy.admin_status("/healthz") == 200, 2.5)
+        always(lambda: proxy.admin_status("/healthz") == 200, 1.5)
         assert len(web.open_connections()) < 60
         assert _descriptors(proxy) < 256
         flood[0].sendall(request)  # who is in is served

@@ -502,3 +502,16 @@ def test_the_gap_from_a_loss_to_its_replacement_is_measured():
 def test_nothing_is_dialled_beyond_the_cap():
     pool = make(5, max_connections=3)
     assert pool.plan(0.0).dials == 3
+
+
+def test_a_used_connection_yields_to_those_in_front_who_need_a_fresh_one():
+    pool = make(0, max_connections=1)
+    assert not pool.must_yield()
+    pool.acquire("a", Prefer.USED, 0.0, alive)
+    dial(pool, 1)
+    assert not pool.must_yield(), "nobody waits"
+    pool.acquire("replay", Prefer.FRESH_ONLY, 0.0, alive)
+    pool.acquire("other", Prefer.USED, 0.0, alive)
+    assert pool.must_yield()
+    pool.cancel("replay")
+    assert not pool.must_yield(), "the next in line takes a used one"

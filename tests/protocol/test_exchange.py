@@ -706,3 +706,28 @@ def test_a_gateway_is_no_proxy(ask):
     actions = Exchange(terms, "127.0.0.1").client_data(ask)
     assert to_client(actions).startswith(b"HTTP/1.1 400 ")
     assert Acquire not in kinds(actions)
+
+
+def test_what_follows_a_body_is_the_next_request():
+    exchange = forwarding(POST[:-2])
+    assert exchange.client_data(POST[-2:] + GET) == [ToUpstream(b"dy")]
+    assert exchange.upstream_data(OK)[-1] == Acquire(HTTP, Prefer.USED)
+
+
+def test_half_a_chunk_size_is_held_back_on_both_sides():
+    exchange = forwarding(
+        b"POST http://h/ HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    assert exchange.client_data(b"5") == []
+    assert exchange.client_data(b"\r\nhello\r\n0\r\n\r\n") == [
+        ToUpstream(b"5\r\nhello\r\n0\r\n\r\n")
+    ]
+    exchange.upstream_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert exchange.upstream_data(b"5") == []
+    assert to_client(exchange.upstream_data(b"\r\nhello\r\n")) == b"5\r\nhello\r\n"
+
+
+def test_a_post_that_cannot_be_repeated_is_not_held_while_it_is_sent():
+    exchange = forwarding(POST[:-2])
+    assert exchange._held is None
+    assert exchange.client_data(POST[-2:]) == [ToUpstream(b"dy")]
