@@ -13,10 +13,11 @@ run:
 test:
 	./run test $(ARGS)
 
-# Every branch of the floors below the sockets is taken by their own tests.
+# Every branch of the floors below the sockets is taken by their own tests. Tracing slows them down,
+# so each may take longer than in a normal run.
 coverage:
 	./run setup
-	$(BIN)/coverage run -m pytest tests/pool tests/policy tests/protocol $(ARGS)
+	$(BIN)/coverage run -m pytest --timeout 300 tests/pool tests/policy tests/protocol $(ARGS)
 	$(BIN)/coverage report -m --fail-under=100 \
 		--include 'warmproxy/policy/*,warmproxy/pool/*,warmproxy/protocol/*'
 

@@ -1,24 +1,39 @@
 """Bursts of new client connections, timed one by one.
 
 One thread and one epoll: connections are opened within a fraction of a millisecond of each other.
-A connection's time runs from before its own connect() to the last byte of its last answer.
+A connection's time runs from before its own connect() to the last byte of its answer. What a client
+can have ready beforehand (its socket, its ClientHello) is made before the time runs.
 """
 
 import gc
 import select
 import socket
+import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Self
 
 Address = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What a client does on a connection once it is open: up to three steps."""
+
+    request: bytes  # b"" for none: done when the connection is open
+    connect: bytes = b""  # sent first; a 200 makes the connection a tunnel
+    tls: ssl.SSLContext | None = None  # the client's own handshake, before the request
 
 
 @dataclass(slots=True)
 class Answer:
     started: float  # CLOCK_MONOTONIC, before connect()
     seconds: float
-    accepted: float | None = None  # by the origin, from its X-Accepted
+    asked: float = 0.0  # when the first byte was sent
+    # by the origin, when whoever dialled it had the connection, and had finished its handshake
+    connected: float | None = None
+    secured: float | None = None
     body: bytes = b""
     error: str = ""
 
@@ -29,101 +44,181 @@ def get(origin: Address, target: str = "/") -> bytes:
     return f"GET {target} HTTP/1.1\r\nHost: {host}:{port}\r\nAccept: */*\r\n\r\n".encode()
 
 
-def through_proxy(origin: Address) -> list[bytes]:
+def through_proxy(origin: Address, scheme: str = "http") -> Exchange:
     host, port = origin
-    return [get(origin, f"http://{host}:{port}/")]
+    return Exchange(get(origin, f"{scheme}://{host}:{port}/"))
 
 
-def through_tunnel(origin: Address) -> list[bytes]:
-    """CONNECT, then one round trip inside the tunnel."""
+def through_tunnel(origin: Address, tls: ssl.SSLContext | None = None) -> Exchange:
+    """CONNECT, then one round trip inside the tunnel; two with TLS 1.3."""
     host, port = origin
-    return [f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode(), get(origin)]
+    connect = f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
+    return Exchange(get(origin), connect, tls)
 
 
 class _Connection:
-    def __init__(self, requests: Sequence[bytes]) -> None:
-        self.requests = list(requests)
+    def __init__(self, exchange: Exchange) -> None:
         self.socket = socket.socket()
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
-        self.connected = False
+        self.tls: ssl.SSLObject | None = None
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.is_open = False
         self.received = b""
-        self.answer = Answer(0.0, 0.0)
+        self.prepare(exchange)
 
-    def open(self, address: Address) -> None:
+    def prepare(self, exchange: Exchange) -> None:
+        """The next exchange; it begins when the burst is run."""
+        self.answer = Answer(0.0, 0.0)
+        self.talking = False
+        self.talk = self._talk(exchange)
+        self.hello = b""
+        if exchange.tls is not None:
+            handshake = exchange.tls.wrap_bio(self.incoming, self.outgoing)
+            self.hello = _flight(handshake, self.outgoing)
+            self.shaking = handshake
+
+    def start(self, address: Address) -> None:
         self.answer.started = time.monotonic()
-        self.socket.connect_ex(address)
+        if not self.is_open:
+            self.socket.connect_ex(address)
 
     def step(self) -> bool:
-        """React to an event; true when the last answer is complete, or never will be."""
+        """React to an event; true when the answer is complete, or never will be."""
         try:
-            if not self.connected:
+            if not self.talking:
                 if error := self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                     raise OSError(error, "connect failed")
-                self.connected = True
-                self.socket.sendall(self.requests.pop(0))
+                self.is_open = self.talking = True
+                self.answer.asked = time.monotonic()
+                next(self.talk)
             while data := self.socket.recv(65536):
-                self.received += data
-                if self._take_answers():
-                    return True
+                self.talk.send(data)
             raise OSError("closed by the other side")
-        except BlockingIOError:
+        except StopIteration:
+            return self.finish()
+        except (BlockingIOError, ssl.SSLWantReadError):
             return False
         except OSError as error:
-            return self._finish(error=str(error))
+            return self.finish(str(error))
 
-    def _take_answers(self) -> bool:
-        while b"\r\n\r\n" in self.received:
-            head, _, rest = self.received.partition(b"\r\n\r\n")
-            if head[9:12] != b"200":
-                lines = head.decode("latin-1").split("\r\n")
-                told = [line for line in lines if line.lower().startswith("proxy-status")]
-                return self._finish(error="; ".join(lines[:1] + told))
-            if self.requests:  # this was the answer to CONNECT: it has no body
-                self.received = rest
-                self.socket.sendall(self.requests.pop(0))
-                continue
-            fields = dict(
-                line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line
-            )
-            if len(rest) < int(fields[b"content-length"]):
-                return False
-            if b"x-accepted" in fields:
-                self.answer.accepted = float(fields[b"x-accepted"])
-            self.answer.body = rest
-            return self._finish()
-        return False
-
-    def _finish(self, error: str = "") -> bool:
+    def finish(self, error: str = "") -> bool:
         self.answer.seconds = time.monotonic() - self.answer.started
         self.answer.error = error
         return True
 
+    def _talk(self, exchange: Exchange) -> Generator[None, bytes, None]:
+        """Sends, and is sent what arrives."""
+        if exchange.connect:
+            self.socket.sendall(exchange.connect)
+            yield from self._head()
+        if exchange.tls is not None:
+            self.socket.sendall(self.hello)
+            while self.tls is None:
+                self.incoming.write((yield))
+                if flight := _flight(self.shaking, self.outgoing, exchange.request):
+                    self.socket.sendall(flight)
+                    self.tls = self.shaking
+        elif self.tls is not None:
+            self.tls.write(exchange.request)
+            self.socket.sendall(self.outgoing.read())
+        elif exchange.request:
+            self.socket.sendall(exchange.request)
+        if not exchange.request:
+            return
+        head = yield from self._head()
+        fields = dict(
+            line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line
+        )
+        length = int(fields[b"content-length"])
+        while len(self.received) < length:
+            self._take((yield))
+        self.answer.body, self.received = self.received[:length], self.received[length:]
+        if b"x-connected" in fields:
+            self.answer.connected = float(fields[b"x-connected"])
+        if b"x-secured" in fields:
+            self.answer.secured = float(fields[b"x-secured"])
 
-def burst(
-    address: Address, requests: Sequence[bytes], n: int, timeout: float = 5.0
-) -> list[Answer]:
-    """Open `n` connections at once and send these requests on each, one after the other."""
-    connections = {c.socket.fileno(): c for c in (_Connection(requests) for _ in range(n))}
-    answers = [c.answer for c in connections.values()]
-    opened = list(connections.values())
-    gc.disable()
+    def _head(self) -> Generator[None, bytes, bytes]:
+        while b"\r\n\r\n" not in self.received:
+            self._take((yield))
+        head, _, self.received = self.received.partition(b"\r\n\r\n")
+        if head[9:12] != b"200":
+            lines = head.decode("latin-1").split("\r\n")
+            told = [line for line in lines if line.lower().startswith("proxy-status")]
+            raise OSError("; ".join(lines[:1] + told))
+        return head
+
+    def _take(self, data: bytes) -> None:
+        if self.tls is None:
+            self.received += data
+            return
+        self.incoming.write(data)
+        try:
+            while True:
+                self.received += self.tls.read(65536)
+        except ssl.SSLWantReadError:
+            pass
+
+
+def _flight(handshake: ssl.SSLObject, outgoing: ssl.MemoryBIO, request: bytes = b"") -> bytes:
+    """What the handshake has to send now; its last flight takes the request along."""
     try:
-        with select.epoll() as events:
-            for connection in opened:
-                connection.open(address)
-                events.register(
-                    connection.socket, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
-                )
-            give_up = time.monotonic() + timeout
-            while connections and (left := give_up - time.monotonic()) > 0:
-                for fileno, _ in events.poll(left):
-                    if fileno in connections and connections[fileno].step():
-                        del connections[fileno]
-            for connection in connections.values():
-                connection._finish(error=f"no answer within {timeout} s")
-    finally:
-        gc.enable()
-        for connection in opened:
+        handshake.do_handshake()
+        handshake.write(request)
+    except ssl.SSLWantReadError:
+        pass
+    return outgoing.read()
+
+
+class Burst:
+    """`n` connections that do the same at once; afterwards they may do the next thing."""
+
+    def __init__(self, exchange: Exchange, n: int) -> None:
+        self.connections = [_Connection(exchange) for _ in range(n)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self.connections:
             connection.socket.close()
-    return answers
+
+    def prepare(self, exchange: Exchange) -> None:
+        """The same connections will do this next; its `tls` only where they have none yet."""
+        for connection in self.connections:
+            connection.prepare(exchange)
+
+    def run(self, address: Address, timeout: float = 5.0) -> list[Answer]:
+        """Open the connections that are not open, and do the exchange on each."""
+        waiting = {c.socket.fileno(): c for c in self.connections}
+        gc.disable()
+        try:
+            with select.epoll() as events:
+                for fileno, connection in waiting.items():
+                    connection.start(address)
+                    events.register(fileno, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+                give_up = time.monotonic() + timeout
+                while waiting and (left := give_up - time.monotonic()) > 0:
+                    for fileno, _ in events.poll(left):
+                        if fileno in waiting and waiting[fileno].step():
+                            del waiting[fileno]
+                for connection in waiting.values():
+                    connection.finish(f"no answer within {timeout} s")
+        finally:
+            gc.enable()
+        return [connection.answer for connection in self.connections]
+
+
+def burst(address: Address, exchange: Exchange, n: int, timeout: float = 5.0) -> list[Answer]:
+    """`n` new connections at once, closed afterwards."""
+    with Burst(exchange, n) as connections:
+        return connections.run(address, timeout)
+
+
+def handshake(address: Address) -> float:
+    """The time of a TCP handshake: one round trip."""
+    with socket.socket() as probe:
+        started = time.monotonic()
+        probe.connect(address)
+        return time.monotonic() - started

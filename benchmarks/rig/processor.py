@@ -30,6 +30,11 @@ class Watch:
                 worst = max(worst, waited - for_us)
         return worst
 
+    def ran(self) -> dict[int, float]:
+        """Seconds of processor time that each of the processes took."""
+        after = self._read()
+        return {pid: after[pid][0] - before[0] for pid, before in self.before.items()}
+
     def _read(self) -> dict[int, tuple[float, float]]:
         return {pid: _ran_and_waited(pid) for core in self.cores for pid in core}
 

@@ -19,9 +19,11 @@ never-used connection that this origin ended between the question and the answer
 in that time, and each such connection excuses one request.
 
 **Unexplained**: any other failure for which the origin's books have no reason. A connection that
-could not be dialled is never one: restarts take less than `dial_retry_for`. Neither is a wait that
-was too long (503), an answer cut short that the origin sent whole (unless it reset the connection
-right after), or an end without an answer.
+could not be dialled is never one, once its origin has worked: restarts take less than
+`dial_retry_for`. Neither is a wait that was too long (503), an answer cut short that the origin
+sent whole (unless it reset the connection right after), or an end without an answer. A 408 that
+the origin sent to an idle connection and that crossed a request on the wire is an answer to it as
+far as HTTP can tell: counted as stray, and passed on.
 """
 
 from collections import Counter, defaultdict
@@ -56,6 +58,12 @@ class _Case:
         self.number: int = ask["id"]
         self.idempotent = ask["method"] in IDEMPOTENT
         self.forwarded = ask["kind"] != "tunnel"
+        self.pool = (ask["port"], self.forwarded)
+
+    @property
+    def repeatable(self) -> bool:
+        """Repeating it does no harm, and all of it can be kept for that."""
+        return self.idempotent and bool(self.ask["size"] <= MAX_BUFFER)
 
     def __str__(self) -> str:
         return f"{self.ask}; tries: {self.tries}"
@@ -90,6 +98,12 @@ class Judge:
         """Connections whose unsent or unread bytes were thrown away."""
         self._restarts = [line for line in origin if line["k"] == "restart"]
         self._cases = {ask["id"]: _Case(ask, tries[ask["id"]]) for ask in asks}
+        self._first_seen: dict[tuple[int, bool], float] = {}
+        """When each of the daemon's pools first led a request to its origin."""
+        for case in self._cases.values():
+            for line in case.tries:
+                first = min(line["at"], self._first_seen.get(case.pool, line["at"]))
+                self._first_seen[case.pool] = first
         self._unread: list[_Case] = []
         """Failures of requests that the origin never read, or whose replay it never read."""
         for case in self._cases.values():
@@ -175,6 +189,9 @@ class Judge:
         elif token == "http_protocol_error":
             if last is None or last["interim"] <= INTERIM_LIMIT:
                 self._says("called broken, but the origin was not", case)
+        elif ask["ended"] <= self._first_seen.get(case.pool, ask["ended"]) + SLACK:
+            # an origin that never worked yet fails at once
+            self.verdict.figures["no connection"]["before the first ever"] += 1
         else:
             self._says(f"failed for want of a connection ({token})", case)
 
@@ -188,7 +205,7 @@ class Judge:
         if last["end"] == "answered" and last["conn"] not in self._reset:
             self._says("failed although it was answered", case)
         died_used = last["nth"] > 1 and not last["sent"] and not last["interim"]
-        if case.idempotent and died_used and case.ask["size"] <= MAX_BUFFER:
+        if case.repeatable and died_used:
             self.verdict.lost += 1
             self._says("lost, and one replay could have served it", case)
 
@@ -205,13 +222,13 @@ class Judge:
             left = [c for c in cases if c not in in_restart]
             ends = [end for end in self._ends if end["port"] == port]
             fresh = [end["at"] for end in ends if not end["served"]]
-            repeatable = [c for c in left if c.idempotent]
-            for case in self._match(repeatable, fresh, "idempotent, fresh connection"):
+            repeatable = [c for c in left if c.repeatable]
+            for case in self._match(repeatable, fresh, "repeatable, fresh connection"):
                 self.verdict.lost += 1
                 self._says("lost unread, and one replay could have served it", case)
             fresh += [end["at"] for end in ends if end["served"]]
-            posts = [c for c in left if not c.idempotent]
-            for case in self._match(posts, fresh, "POST, any connection"):
+            others = [c for c in left if not c.repeatable]
+            for case in self._match(others, fresh, "not repeatable, any connection"):
                 self._says("failed, and no connection ended", case)
 
     def _match(self, cases: list[_Case], moments: list[float], how: str) -> list[_Case]:

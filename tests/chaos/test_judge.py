@@ -57,6 +57,8 @@ REFUSED = {"status": 502, "token": "connection_refused"}
         ([gone(method="PUT", size=70_000)], [died(method="PUT")]),
         ([gone()], [ended(served=0)]),
         ([gone()], [RESTART]),
+        ([gone(method="PUT", size=70_000)], [ended(served=1)]),
+        ([ask(outcome="own", **REFUSED), ask(2, asked=11.0, ended=12.0)], [seen(2, at=11.5)]),
         ([gone(method="POST")], [ended(served=3)]),
         ([gone(), gone(2, "POST")], [ended(served=0), ended(served=4)]),
         ([ask(outcome="truncated")], [seen(trick="cut", end="cut:reset", sent=4)]),
@@ -95,7 +97,11 @@ def test_what_the_faults_explain_is_no_harm(asks: list[Line], origin: list[Line]
         ("outcome short", [ask(outcome="short")], [seen(end="cut:reset")]),
         ("outcome hung", [ask(outcome="hung")], [seen()]),
         ("no answer at all", [ask(outcome="none")], []),
-        ("failed for want of a connection", [ask(outcome="own", **REFUSED)], [RESTART]),
+        (
+            "failed for want of a connection",
+            [ask(2, asked=5.0), ask(outcome="own", **REFUSED)],
+            [seen(2, at=5.5), RESTART],
+        ),
         ("answered, but the origin sent nothing", [ask()], []),
     ],
 )

@@ -70,14 +70,18 @@ def test_loopback_clients_only_where_the_networks_say_so(warmproxy, origin) -> N
     assert web.connections == []
 
 
-def test_a_refused_client_is_refused_whatever_it_asks(warmproxy, origin) -> None:
-    """A client that may not use the proxy gets the same 403 with credentials."""
+def test_networks_and_credentials_are_asked_for_both(warmproxy, origin, credentials) -> None:
+    """A client outside of allow_clients gets its 403 with valid credentials too; one inside still
+    needs them."""
     web = origin()
-    proxy = warmproxy(config={"allow_clients": ["10.0.0.0/8"]})
-    reply = proxy.fetch(f"{web.url}/", "POST", b"x" * 100, headers=basic())
+    config = {"allow_clients": ["10.0.0.0/8"], "credentials_file": str(credentials)}
+    reply = warmproxy(config=config).fetch(f"{web.url}/", "POST", b"x" * 100, headers=basic())
     own_answer(reply, 403, "http_request_denied")
     assert "allow_clients" in reply.text
+    proxy = warmproxy(config={**config, "allow_clients": ["127.0.0.1"]})
+    own_answer(proxy.fetch(f"{web.url}/"), 407, "http_request_denied")
     assert web.connections == []
+    assert proxy.fetch(f"{web.url}/", headers=basic()).status == 200
 
 
 # -- credentials ------------------------------------------------------------------------------

@@ -10,12 +10,9 @@ or, with a ClientSession of your own:
 """
 
 from typing import Any
-from urllib.parse import unquote
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientProxyConnectionError, ClientRequest, ClientResponse
-from aiohttp.typedefs import LooseHeaders
-from yarl import URL
 
 from warmproxy.clients import proxy_url
 
@@ -53,4 +50,5 @@ async def _or_directly(request: ClientRequest, handler: ClientHandlerType) -> Cl
         return await handler(request)
     except ClientProxyConnectionError:
         request.update_proxy(None, None, None)
+        request.headers.pop("Proxy-Authorization", None)
         return await handler(request)

@@ -3,8 +3,7 @@
     with httpx.Client(transport=ForwardingTransport()) as client:
         client.get("https://api.example.com/")
 
-    async with httpx.AsyncClient(transport=AsyncForwardingTransport()) as client:
-        await client.get("https://api.example.com/")
+AsyncForwardingTransport is the same for httpx.AsyncClient.
 """
 
 from base64 import b64encode

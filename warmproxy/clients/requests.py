@@ -3,16 +3,20 @@
     session = requests.Session()
     session.mount("https://", ForwardingAdapter())
 
+`prewarm` is for any session, with this adapter or without:
+
     session = requests.Session()
     prewarm(session, "https://api.example.com", 4)
+
+The first does without the client's own handshake, the second has it done beforehand.
 """
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urldefrag
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.utils import urldefragauth
 
 from warmproxy.clients import proxy_url
 from warmproxy.clients.urllib3 import ForwardingManager, nobody_there, open_connections
@@ -61,16 +65,16 @@ class ForwardingAdapter(HTTPAdapter):
     def request_url(
         self, request: requests.PreparedRequest, proxies: Mapping[str, str] | None
     ) -> str:
-        """The whole URL."""
+        """The whole URL, without what is no part of a request."""
         assert request.url is not None
-        return urldefrag(request.url).url
+        return str(urldefragauth(request.url))
 
     def send(
         self,
         request: requests.PreparedRequest,
         stream: bool = False,
         timeout: Any = None,
-        verify: bool | str | None = True,
+        verify: Any = True,
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
@@ -120,6 +124,7 @@ def prewarm(session: requests.Session, url: str, n: int, *, timeout: float = 10.
     assert request.url is not None
     found = session.merge_environment_settings(request.url, {}, None, None, None)
     verify, cert = found["verify"], found["cert"]
-    pool = adapter.get_connection_with_tls_context(request, verify, found["proxies"], cert)
-    adapter.cert_verify(pool, request.url, verify, cert)
+    of_pool: Any = adapter  # typed in requests, but not in types-requests
+    pool = of_pool.get_connection_with_tls_context(request, verify, found["proxies"], cert)
+    of_pool.cert_verify(pool, request.url, verify, cert)
     open_connections(pool, n, timeout)

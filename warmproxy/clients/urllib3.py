@@ -197,10 +197,12 @@ class _Watched(HTTPConnection):
         before = sock.gettimeout()
         try:
             sock.settimeout(0)
-            sock.recv(1)  # bytes that nobody asked for, or the end: both make it useless
+            sock.recv(1)
         except ssl.SSLWantReadError:
             sock.settimeout(before)
             return True
         except OSError:
             pass
+        # The end, or bytes that nobody asked for; what was read cannot be put back.
+        self.close()
         return False

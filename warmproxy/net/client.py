@@ -405,7 +405,7 @@ class ClientConnection(asyncio.Protocol):
         self._clients.tunnels += 1
         ended = self._exchange.client_ended
         self._tunnel = Tunnel(self._transport, lease.connection.transport, self._tunnel_ended)
-        self._tunnel.send_early(action.to_upstream, action.to_client)
+        self._tunnel.send_early(action.to_upstream, action.to_client + lease.connection.early)
         if ended:
             self._tunnel.client_ended()
 

@@ -365,6 +365,8 @@ class Housekeeper:
             waiter = pool.dial_succeeded(conn, cost, self._loop.time())
             if waiter is not None:
                 self._serve(pool, waiter, conn)
+            elif conn.early:
+                conn.refuse_data(conn.early)
         self._plan_soon(pool)
 
     def _warm_tcp(self, pool: Pool) -> socket.socket | None:

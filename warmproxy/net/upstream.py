@@ -43,6 +43,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_sink",
         "_sock",
         "_transport",
+        "early",
         "ended",
         "on_idle_end",
         "origin",
@@ -57,6 +58,8 @@ class UpstreamConnection(asyncio.Protocol):
         """Keeps the TLS session for later dials."""
         self.peer = ""
         self.ended: CloseReason | None = None
+        self.early = b""
+        """Of a raw connection: what the upstream said before anybody had the connection."""
         self.on_idle_end: Callable[[UpstreamConnection, CloseReason], None] | None = None
         self._sink: Sink | None = None
         self._transport: asyncio.Transport
@@ -114,6 +117,11 @@ class UpstreamConnection(asyncio.Protocol):
         self.on_idle_end = None
         self._transport.close()
 
+    def refuse_data(self, data: bytes) -> None:
+        """Bytes came that nobody asked for: the connection is of no use."""
+        self._end(self._classify(data))
+        self._transport.abort()
+
     def take_socket(self) -> socket.socket:
         """The connected socket, for TLS to begin on; this object is done with it."""
         taken = socket.socket(fileno=os.dup(self._sock.fileno()))
@@ -156,9 +164,13 @@ class UpstreamConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._sink is not None:
             self._sink.upstream_data(data)
+        elif self.ended is None and self.on_idle_end is None and self.origin.scheme == "tcp":
+            # Nobody has it yet: a tunnel's client may wait for this (SSH and SMTP servers speak
+            # first), so it is kept until it is known who gets the connection.
+            self.early += data
+            self._transport.pause_reading()
         elif self.ended is None:
-            self._end(self._classify(data))
-            self._transport.abort()
+            self.refuse_data(data)
 
     def eof_received(self) -> bool | None:
         self._end(CloseReason.UPSTREAM_EOF)
