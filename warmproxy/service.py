@@ -141,6 +141,8 @@ class Service:
         self._loop_lag = max(0.0, now - due)
         for client in list(self._clients.open):
             client.sweep(now)
+        for admin in list(self._admins):
+            admin.sweep(now)
         if not self._announced:
             self._announce(now)
         self._look_at_descriptors()

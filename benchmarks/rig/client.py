@@ -74,9 +74,9 @@ class _Connection:
         self.talk = self._talk(exchange)
         self.hello = b""
         if exchange.tls is not None:
-            handshake = exchange.tls.wrap_bio(self.incoming, self.outgoing)
-            self.hello = _flight(handshake, self.outgoing)
-            self.shaking = handshake
+            self.shaking = exchange.tls.wrap_bio(self.incoming, self.outgoing)
+            _shaken(self.shaking)
+            self.hello = self.outgoing.read()
 
     def start(self, address: Address) -> None:
         self.answer.started = time.monotonic()
@@ -116,9 +116,10 @@ class _Connection:
             self.socket.sendall(self.hello)
             while self.tls is None:
                 self.incoming.write((yield))
-                if flight := _flight(self.shaking, self.outgoing, exchange.request):
-                    self.socket.sendall(flight)
+                if _shaken(self.shaking):
                     self.tls = self.shaking
+                    self.tls.write(exchange.request)  # in one packet with the last flight
+                self.socket.sendall(self.outgoing.read())
         elif self.tls is not None:
             self.tls.write(exchange.request)
             self.socket.sendall(self.outgoing.read())
@@ -161,14 +162,13 @@ class _Connection:
             pass
 
 
-def _flight(handshake: ssl.SSLObject, outgoing: ssl.MemoryBIO, request: bytes = b"") -> bytes:
-    """What the handshake has to send now; its last flight takes the request along."""
+def _shaken(tls: ssl.SSLObject) -> bool:
+    """Go on with the handshake; whether it is done."""
     try:
-        handshake.do_handshake()
-        handshake.write(request)
+        tls.do_handshake()
     except ssl.SSLWantReadError:
-        pass
-    return outgoing.read()
+        return False
+    return True
 
 
 class Burst:

@@ -70,6 +70,7 @@ class Daemon:
         self.process = link.spawn(
             self.command,
             self.cpu,
+            link.PROXY,
             cwd=self.folder.name,
             env=environment,
             stdout=self.log,
@@ -78,7 +79,9 @@ class Daemon:
         give_up = time.monotonic() + READY_WITHIN
         while time.monotonic() < give_up and self.process.poll() is None:
             if self.asks_readiness:
-                if not burst(self.admin, Exchange(get(self.admin, "/readyz")), 1, timeout=1)[0].error:
+                if not burst(self.admin, Exchange(get(self.admin, "/readyz")), 1, timeout=1)[
+                    0
+                ].error:
                     return
             else:
                 with socket.socket() as probe:

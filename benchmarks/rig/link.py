@@ -30,20 +30,30 @@ DEVICE = "link0"
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def go_first() -> None:
-    """Give us, and all that we start from now on, precedence over other work on the machine."""
+# Who goes first where several share a core: a packet that is due is carried at once, and an answer
+# that is there is read, whatever the origin still has to compute for others.
+ORIGIN = PROXY = 1
+CLIENT = 2
+CARRIER = 3
+
+
+def go_first(priority: int) -> None:
+    """Give this process precedence over other work on the machine."""
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     except OSError:
         pass  # not allowed in some containers; the figures say how much was disturbed
 
 
-def spawn(command: Sequence[str], cpu: int, **options: object) -> subprocess.Popen[bytes]:
+def spawn(
+    command: Sequence[str], cpu: int, priority: int, **options: object
+) -> subprocess.Popen[bytes]:
     """Start a program on one core; it dies with us, whatever kills us."""
 
     def in_child() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.sched_setaffinity(0, {cpu})
+        go_first(priority)
 
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=in_child, **options
@@ -53,11 +63,11 @@ def spawn(command: Sequence[str], cpu: int, **options: object) -> subprocess.Pop
 def join(rtt: float, far_command: Sequence[str], cpu: int) -> list[subprocess.Popen[bytes]]:
     """Build the link, start `far_command` behind it, and stay in the near namespace."""
     far_end = _enter_new_namespace(FAR)
-    far = spawn(far_command, cpu)
+    far = spawn(far_command, cpu, ORIGIN)
     near_end = _enter_new_namespace(NEAR)
     ends = (near_end, far_end)
     carrier_command = [sys.executable, str(Path(__file__)), *map(str, ends), str(rtt / 2)]
-    carrier = spawn(carrier_command, cpu, pass_fds=ends)
+    carrier = spawn(carrier_command, cpu, CARRIER, pass_fds=ends)
     for end in ends:
         os.close(end)
     return [far, carrier]

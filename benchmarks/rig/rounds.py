@@ -181,9 +181,7 @@ class Cell:
         return not self.errors and self.opened_before == 100 and self.p50 is not None
 
 
-def summarise(
-    key: tuple[str, str, int], rounds: Sequence[Round], rtt: float, enough: int
-) -> Cell:
+def summarise(key: tuple[str, str, int], rounds: Sequence[Round], rtt: float, enough: int) -> Cell:
     answers = [answer for r in rounds for answer in r.answers]
     cell = Cell(*key, rounds=len(rounds), requests=len(answers))
     if not rounds:

@@ -57,13 +57,13 @@ def built(rtt: float, ports: Sequence[str], certificate: str = "") -> Iterator[S
     """
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpus[0]})
-    link.go_first()
+    link.go_first(link.CLIENT)
     origin = [sys.executable, str(Path(__file__).with_name("origin.py"))]
     origin += [str(ORIGIN_IDLE), str(rtt / 2), certificate, str(CONTROL[1]), *ports]
     far: list[subprocess.Popen[bytes]] = []
     try:
         far += link.join(rtt, origin, cpus[0])
-        load = dict(zip(("client", "origin", "link"), (os.getpid(), *(p.pid for p in far))))
+        load = {"client": os.getpid(), "origin": far[0].pid, "link": far[1].pid}
         while burst(CONTROL, Exchange(get(CONTROL)), 1, timeout=1)[0].error:
             if far[0].poll() is not None:
                 raise OSError("the origin did not start")

@@ -1,6 +1,8 @@
 """The admin listener and the commands that ask it."""
 
+import contextlib
 import json
+import socket
 import time
 
 from tests.e2e.daemon import Metrics, fetch_on, wait_warm
@@ -209,3 +211,30 @@ def test_open_metrics_where_they_are_asked_for(warmproxy, run) -> None:
     assert "warmproxy_build_info" in Metrics(plain.text).families or Metrics(plain.text).sum(
         "warmproxy_build_info"
     )
+
+
+def test_the_admin_listener_serves_no_more_connections_than_it_has_descriptors_for(
+    warmproxy,
+) -> None:
+    """Connections beyond the bound are ended at once, and those within it go on being served."""
+    proxy = warmproxy()
+    with contextlib.ExitStack() as stack:
+        socks = [
+            stack.enter_context(
+                socket.create_connection(("127.0.0.1", proxy.admin_port), timeout=10)
+            )
+            for _ in range(40)
+        ]
+
+        def is_served(sock: socket.socket) -> bool:
+            try:
+                sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                return sock.recv(4096).startswith(b"HTTP/1.1 200 ")
+            except ConnectionError:
+                return False
+
+        served = [is_served(sock) for sock in socks]
+        # a look of the test's own at the start may still hold one place
+        assert sum(served) in (31, 32)
+        assert not any(served[32:])
+    eventually(lambda: proxy.admin_status("/healthz") == 200)

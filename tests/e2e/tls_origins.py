@@ -44,6 +44,7 @@ class Secure(ssl.SSLSocket):
     """when it was done, by time.monotonic()"""
     name: str | None = None
     """the SNI"""
+    _broken = False
 
     def do_handshake(self, block: bool = False) -> None:
         super().do_handshake(block)
@@ -54,6 +55,8 @@ class Secure(ssl.SSLSocket):
             poll = select.poll()
             poll.register(self, select.POLLIN)
             poll.poll()
+        if self._broken:
+            raise ConnectionResetError
         return super().recv(buflen, flags)
 
     def say_close_notify(self) -> None:
@@ -63,6 +66,11 @@ class Secure(ssl.SSLSocket):
             self.unwrap()
         except (ssl.SSLWantReadError, OSError):
             pass
+
+    def break_off(self) -> None:
+        """From now on nothing is read: OpenSSL would answer an end that it does not expect with an
+        alert, and what follows would not be the only thing that the peer hears."""
+        self._broken = True
 
     def say_in_clear(self, data: bytes) -> None:
         """Write past TLS."""

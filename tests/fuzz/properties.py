@@ -378,11 +378,11 @@ def check_target(data: bytes) -> None:
         assert (route.target, route.host) == (place.path, place.authority), "what is written"
         plain = place.scheme.encode() + b"://" + route.origin.authority.encode("ascii")
         again = parse_target(b"GET", plain + (b"/" if route.target == b"*" else route.target))
-        assert again.origin is route.origin, "another spelling is another place"
+        assert again.origin == route.origin, "another spelling is another place"
     else:
         again = parse_target(b"CONNECT", route.origin.authority.encode("ascii"))
-        assert again.origin is route.origin
-    assert origin(route.origin.scheme, place.host, place.port) is route.origin
+        assert again.origin == route.origin
+    assert origin(route.origin.scheme, place.host, place.port) == route.origin
 
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────

@@ -115,11 +115,12 @@ def pools_as_json(view: View) -> dict[str, Any]:
 
 def _pool(pool: AnyPool, configured: bool, now: float) -> dict[str, Any]:
     pool.account(now)
-    tally, last = pool.tally, pool.last_close
+    tally, last, tls = pool.tally, pool.last_close, pool.origin.tls
     hits = tally.acquires[Outcome.FRESH] + tally.acquires[Outcome.USED]
     return {
         "origin": str(pool.origin),
         "configured": configured,
+        "verified": None if tls is None else "unverified" not in tls.split(" "),
         "target_idle": pool.sizing.target_idle(now),
         "fresh": pool.fresh,
         "used": pool.used,

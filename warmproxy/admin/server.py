@@ -14,6 +14,10 @@ from warmproxy.protocol.messages import RequestHead
 from warmproxy.protocol.replies import STATUS_REASONS
 
 MAX_HEAD = 16384
+MAX_CONNECTIONS = 32
+"""Open at once; descriptors for them are set apart, and whoever scrapes needs one."""
+IDLE_SECONDS = 90.0
+"""Longer than the usual scrape interval, so that a scraper keeps its connection."""
 
 
 ANY_HOST = ("/metrics", "/healthz", "/readyz")
@@ -67,11 +71,23 @@ class AdminConnection(asyncio.Protocol):
         self._date = date
         self._open = open
         self._input = HeadBuffer(MAX_HEAD, BadRequest)
+        self._served = True
+        """Something since the last sweep; a new connection gets the whole time as well."""
+        self._since = 0.0
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._open.add(self)
+        if len(self._open) > MAX_CONNECTIONS:
+            self.transport.abort()
+
+    def sweep(self, now: float) -> None:
+        """End a connection that has served nothing for IDLE_SECONDS: asked once a second."""
+        if self._served:
+            self._served, self._since = False, now
+        elif now - self._since >= IDLE_SECONDS:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)
@@ -85,6 +101,7 @@ class AdminConnection(asyncio.Protocol):
             self._send(Page(error.status, TEXT, error.reason.encode() + b"\n"), close=True)
 
     def _serve(self, head: RequestHead) -> None:
+        self._served = True
         judged = judge_request(head)
         if head.method not in (b"GET", b"HEAD"):
             raise BadRequest("the admin listener knows GET and HEAD", status=405)

@@ -106,7 +106,11 @@ class UpstreamConnection(asyncio.Protocol):
         The loop may not have seen a FIN yet; readable means that something came for nobody.
         A connection that fails is closed.
         """
-        if self.ended is None and wait_for_read(self._sock, timeout=0):
+        if self.ended is not None:
+            return self.ended
+        if self._transport.is_closing():  # TLS that broke is told a turn after its socket is gone
+            self.ended = CloseReason.UPSTREAM_RESET
+        elif wait_for_read(self._sock, timeout=0):
             self.ended = self._why_readable()
             self._transport.abort()
         return self.ended

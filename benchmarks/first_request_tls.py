@@ -1,0 +1,454 @@
+"""The same for https: how many round trips does the first request after a quiet time take?
+
+    .venv/bin/python benchmarks/first_request_tls.py            # about 5 minutes; writes README.md
+    .venv/bin/python benchmarks/first_request_tls.py --rtt 200  # the same on a longer way
+    .venv/bin/python benchmarks/first_request_tls.py --quick    # a minute; writes nothing
+
+Needs what first_request.py needs, and trustme for the certificates (warmproxy's dev group has it).
+
+Origins that speak TLS 1.3, and others that speak TLS 1.2, close connections after 5 s of idling.
+One daemon has a pool of 50 for each way to reach them (WAYS), and verifies their certificates by a
+ca_file. It goes through this cycle, each pool at its own time:
+
+    start, be ready -> quiet for 10-15 s -> burst ("untouched")
+                    -> 50 requests -> quiet for 10-15 s -> burst ("after traffic") -> stop
+
+A burst is 1, 10 or 50 new client connections at once, each with one request, by one of the ways;
+the size changes from cycle to cycle. Two daemons at a time, out of step: what they do to keep 700
+connections warm goes on through all bursts. Only a start, the 50 requests and the bursts wait for
+each other, and a burst until the pool of the one before is full again.
+
+The origin decides whether a connection was open before the client came: for a tunnel when it was
+connected, for the other ways when its handshake was done.
+
+Fifty handshakes of the client's own, inside tunnels, cost more processor time in this one client
+and one origin than the bar allows the proxy: 50 programs on 50 machines would not wait for each
+other. So the same bursts are also made without a proxy, on connections that this client itself held
+open: the floor, which is what the rig takes. At a burst of 50 the tunnels' bar is for what a proxy
+adds to that; all other bars are for the times as they are.
+"""
+
+import argparse
+import asyncio
+import itertools
+import math
+import os
+import random
+import shlex
+import ssl
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rig import link, report, stage
+from rig.client import Address, Burst, Exchange, burst, get, through_proxy, through_tunnel
+from rig.daemon import Daemon, NotReady
+from rig.rounds import (
+    QUIET,
+    STATES,
+    Cell,
+    Round,
+    Target,
+    measure,
+    measure_direct,
+    spread_quiet,
+    summarise,
+)
+from rig.stage import ORIGIN_IDLE, Stage
+
+try:
+    import trustme
+except ImportError:
+    trustme = None
+
+NAME = "first_request_tls.py"
+
+WARM = 50
+BURSTS = (1, 10, 50)
+TRAFFIC, AT_ONCE = 50, 10
+MORE_CYCLES = 4  # at most, for rounds that were disturbed
+
+SETTLE = 0.003  # s for each request, and 3 RTT: after a burst, until its pool is full again
+
+BAR_P50 = {1: 1.05, 10: 1.05, 50: 1.10}
+BAR_TUNNEL = 2.10
+BAR_SPREAD = {0.040: 0.15, 0.200: 0.05}  # p99 - p50, by RTT
+
+FIRST_PORT = 8000
+PORTS_OF_A_LANE = 10
+
+
+@dataclass(frozen=True)
+class Way:
+    kind: str
+    version: str  # of TLS, at the origin
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.version}"
+
+    @property
+    def tunnel(self) -> bool:
+        return self.kind == "tunnel"
+
+
+WAYS = [Way(kind, v) for kind in ("forwarded", "upgraded", "gateway") for v in ("1.3", "1.2")]
+WAYS.append(Way("tunnel", "1.3"))
+
+TITLES = {
+    "forwarded": "`https://` in absolute-form",
+    "upgraded": "`http://`, upgraded",
+    "gateway": "base URL (gateway)",
+    "tunnel": "`CONNECT`, client's own TLS",
+    "request": "the same connections, again",
+    "handshake": "TLS on held TCP",
+    "cold": "direct, no proxy",
+}
+FLOOR = {False: ("request 1.3", "floor"), True: ("handshake 1.3", "floor")}  # by Way.tunnel
+
+
+def origin_of(lane: int, way: Way) -> Address:
+    return link.FAR, FIRST_PORT + PORTS_OF_A_LANE * lane + WAYS.index(way)
+
+
+def settings(lane: int, ca_file: Path) -> str:
+    lines = ["[defaults]", f'ca_file = "{ca_file}"']
+    for way in WAYS:
+        host, port = origin_of(lane, way)
+        url = f"https://{host}:{port}"
+        lines += ["[[upstream]]", f'url = "{url}"']
+        lines += [f"warm = {WARM}"] if way.tunnel else ["warm = 0", f"tls = {WARM}"]
+        if way.kind == "upgraded":
+            lines += ["upgrade = true"]
+        if way.kind == "gateway":
+            listen = gateway_of(lane, way)
+            lines += ["[[gateway]]", f'listen = "{listen[0]}:{listen[1]}"', f'upstream = "{url}"']
+    return "\n".join(lines) + "\n"
+
+
+def gateway_of(lane: int, way: Way) -> Address:
+    return "127.0.0.1", origin_of(lane, way)[1]
+
+
+def client_context() -> ssl.SSLContext:
+    """TLS 1.3 for the client: it checks nothing, to have its answers soon; the proxy does."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def target_of(daemon: Daemon, lane: int, way: Way, context: ssl.SSLContext) -> Target:
+    origin = origin_of(lane, way)
+    address = daemon.listen
+    match way.kind:
+        case "forwarded":
+            exchange = through_proxy(origin, "https")
+        case "upgraded":
+            exchange = through_proxy(origin)
+        case "gateway":
+            address = gateway_of(lane, way)
+            exchange = Exchange(get(address))
+        case _:
+            exchange = through_tunnel(origin, context)
+    return Target(way.name, address, origin, exchange, secured=not way.tunnel)
+
+
+class Bench:
+    """One run: the lanes, the turn they take at the processor, and what was measured."""
+
+    def __init__(self, options: argparse.Namespace, stage: Stage, ca_file: Path) -> None:
+        self.options = options
+        self.stage = stage
+        self.ca_file = ca_file
+        self.context = client_context()
+        self.turn = asyncio.Lock()
+        self.rounds: list[Round] = []
+        self.running: list[Daemon] = []
+        self.cycles = options.rounds * len(BURSTS)
+        self.more = 0 if options.quick else MORE_CYCLES
+        self.sizes: dict[Way, list[int]] = {}
+        self.quiet_times: dict[tuple[Way, int, str], list[float]] = {}
+        for way in WAYS:
+            self.sizes[way] = [n for _ in range(options.rounds) for n in BURSTS]
+            random.shuffle(self.sizes[way])
+            for n, state in itertools.product(BURSTS, STATES):
+                self.quiet_times[way, n, state] = spread_quiet(options.rounds)
+
+    async def run(self) -> None:
+        direct = asyncio.create_task(self.measure_direct())
+        lanes = range(min(self.options.lanes, self.cycles))
+        lasts = 2 * (QUIET + ORIGIN_IDLE)
+        await asyncio.gather(*(self.lane(k, lasts * k / len(lanes)) for k in lanes))
+        direct.cancel()
+        await asyncio.gather(direct, return_exceptions=True)
+
+    async def lane(self, number: int, wait: float) -> None:
+        if not self.options.quick:
+            await asyncio.sleep(wait)  # out of step with the others
+        while self.cycles or (self.more and any(self.sizes.values())):
+            if self.cycles:
+                self.cycles -= 1
+            else:
+                self.more -= 1
+            await self.cycle(number)
+
+    async def cycle(self, lane: int) -> None:
+        """One life of a daemon, in which every pool meets two bursts of one size."""
+        daemon = Daemon(
+            f"{shlex.quote(self.options.python)} -m warmproxy run"
+            " --listen {listen} --admin {admin} --config {config}",
+            self.stage.proxy_cpu,
+            settings=settings(lane, self.ca_file),
+        )
+        try:
+            async with self.turn:
+                await daemon.start()
+            self.running.append(daemon)
+            ways = [way for way in WAYS if self.sizes[way]]
+            random.shuffle(ways)
+            await asyncio.gather(*(self.pool(daemon, lane, way) for way in ways))
+        finally:
+            if daemon in self.running:
+                self.running.remove(daemon)
+            daemon.stop()
+
+    async def pool(self, daemon: Daemon, lane: int, way: Way) -> None:
+        n = self.sizes[way].pop()
+        target = target_of(daemon, lane, way, self.context)
+        disturbed = False
+        for state in STATES:
+            if state != STATES[0]:
+                async with self.turn:
+                    for _ in range(TRAFFIC // AT_ONCE):
+                        burst(target.address, target.exchange, AT_ONCE)
+                    await self.settle(time.monotonic(), AT_ONCE)
+            quiet_since = time.monotonic()
+            quiet = self.quiet_times[way, n, state]
+            await asyncio.sleep(quiet.pop() if quiet else QUIET + ORIGIN_IDLE * random.random())
+            async with self.turn:
+                done = measure(
+                    self.stage, target, state, n, quiet_since, daemon, self.running, BURSTS
+                )
+                last = max(answer.started + answer.seconds for answer in done.answers)
+                await self.settle(last, n)
+            self.rounds.append(done)
+            disturbed |= done.disturbed
+        if disturbed:
+            self.sizes[way].insert(0, n)
+
+    async def settle(self, since: float, n: int) -> None:
+        await asyncio.sleep(since + SETTLE * n + 3 * self.stage.rtt - time.monotonic())
+
+    async def measure_direct(self) -> None:
+        """Without a proxy, all through the run: cold, and on connections that are there."""
+        modern, old = (origin_of(0, Way("forwarded", version)) for version in ("1.3", "1.2"))
+        while True:
+            for n in BURSTS:
+                async with self.turn:
+                    self.stage.measure_rtt(modern)
+                    cold = Exchange(get(modern), tls=self.context)
+                    with Burst(cold, n) as connections:
+                        self.direct("cold 1.3", "cold", modern, connections)
+                        connections.prepare(Exchange(get(modern)))
+                        self.direct(*FLOOR[False], modern, connections)
+                    with Burst(Exchange(get(old), tls=self.context), n) as connections:
+                        self.direct("cold 1.2", "cold", old, connections)
+                    with Burst(Exchange(b""), n) as connections:
+                        connections.run(modern)
+                        connections.prepare(cold)
+                        self.direct(*FLOOR[True], modern, connections)
+                await asyncio.sleep(self.options.direct_every)
+
+    def direct(self, kind: str, state: str, origin: Address, connections: Burst) -> None:
+        self.rounds.append(measure_direct(self.stage, kind, state, origin, connections))
+
+    def cells(self) -> dict[tuple[str, str, int], Cell]:
+        by_cell: defaultdict[tuple[str, str, int], list[Round]] = defaultdict(list)
+        for r in self.rounds:
+            by_cell[r.kind, r.state, r.n].append(r)
+        lines = [("cold 1.3", "cold"), ("cold 1.2", "cold"), *FLOOR.values()]
+        lines += [(way.name, state) for way in WAYS for state in STATES]
+        rtt, enough = self.stage.measured_rtt, self.options.enough
+        keys = [(*line, n) for line in lines for n in BURSTS]
+        return {key: summarise(key, by_cell[key], rtt, enough) for key in keys}
+
+
+class Judge:
+    """The bars of issue 5 on the cells of one run."""
+
+    def __init__(self, cells: dict[tuple[str, str, int], Cell], rtt: float) -> None:
+        self.cells = cells
+        self.spread = BAR_SPREAD[rtt]
+
+    def passes(self, cell: Cell) -> bool:
+        if not cell.whole:
+            return False
+        p50, spread = cell.p50, cell.p99 - cell.p50
+        tunnel = cell.kind.startswith("tunnel")
+        if tunnel and cell.n == max(BURSTS):
+            floor = self.cells[(*FLOOR[True], cell.n)]
+            if floor.p50 is None:
+                return False
+            p50 -= floor.p50 - 2
+            spread -= floor.p99 - floor.p50
+        return p50 <= (BAR_TUNNEL if tunnel else BAR_P50[cell.n]) and spread <= self.spread
+
+    @property
+    def passed(self) -> bool:
+        return all(self.passes(cell) for cell in self.judged)
+
+    @property
+    def judged(self) -> list[Cell]:
+        return [cell for cell in self.cells.values() if cell.state in STATES]
+
+    def above_floor(self, cell: Cell) -> str:
+        if cell.state not in STATES:
+            return ""
+        floor = self.cells[(*FLOOR[cell.kind.startswith("tunnel")], cell.n)]
+        if cell.p50 is None or floor.p50 is None:
+            return "none"
+        return f"{cell.p50 - floor.p50:+.3f}"
+
+
+def table(judge: Judge) -> str:
+    heads = ["exchange", "TLS", "pools", "burst", "rounds (disturbed)", "p50, RTT", "above floor"]
+    heads += ["p99, RTT", "opened before", "bar"]
+    rows = []
+    for cell in judge.cells.values():
+        kind, _, version = cell.kind.partition(" ")
+        judged = cell.state in STATES
+        p50, p99 = report.times(cell.p50, cell.p99)
+        row = [TITLES[kind], version, cell.state, cell.n, f"{cell.rounds} ({cell.disturbed})", p50]
+        row += [judge.above_floor(cell), p99, f"{cell.opened_before:.4g} %" if judged else ""]
+        row += [report.verdict(cell, judge.passes(cell)) if judged else ""]
+        rows.append(row)
+    return report.table(heads, 3, rows)
+
+
+def held_line(rounds: Iterable[Round]) -> str:
+    """The worst pools' share of time at full strength: one number for each state."""
+    by_state: defaultdict[str, list[float]] = defaultdict(list)
+    for r in rounds:
+        if r.held:
+            by_state[r.state].append(r.held[WARM])
+    said = [
+        f"{state}: {100 * sum(shares) / len(shares):.2f} % (worst round {100 * min(shares):.2f} %)"
+        for state, shares in by_state.items()
+    ]
+    return (
+        f"Share of the last 5 s of quiet in which {WARM} connections were open and usable: "
+        + "; ".join(said)
+        + "."
+    )
+
+
+def processor_table(judge: Judge) -> str:
+    """Who computed for how long in a burst of 50."""
+    names = ("proxy", "client", "origin", "link")
+    rows = []
+    for cell in judge.cells.values():
+        if cell.n == max(BURSTS) and cell.state in ("cold", "floor", STATES[1]):
+            kind, _, version = cell.kind.partition(" ")
+            spent = [f"{1000 * cell.cpu[k]:.1f}" if k in cell.cpu else "-" for k in names]
+            rows.append([*spent, f"{TITLES[kind]}, TLS {version}"])
+    return report.table([*(f"{name}, ms" for name in names), "burst of 50"], 0, rows)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="one round a cell, writes nothing")
+    parser.add_argument("--rtt", type=int, choices=(40, 200), default=40, help="in ms (40)")
+    parser.add_argument("--rounds", type=int, help="rounds per cell (5; 1 with --quick)")
+    parser.add_argument("--lanes", type=int, help="daemons at a time (2; 3 with --quick)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write everything measured to FILE, - = stdout"
+    )
+    parser.add_argument(
+        "--python",
+        default=report.python(),
+        help="the Python that runs warmproxy (.venv's, or this one)",
+    )
+    options = parser.parse_args()
+    options.writes_readme = not (options.quick or options.rounds)
+    options.rounds = options.rounds or (1 if options.quick else 5)
+    # undisturbed rounds without which a cell's disturbed ones count too
+    options.enough = math.ceil(options.rounds / 2)
+    options.lanes = options.lanes or (3 if options.quick else 2)
+    options.direct_every = 2.0 if options.quick else 8.0
+    return options
+
+
+def main() -> int:
+    options = parse_options()
+    if sys.platform != "linux" or os.geteuid() != 0:
+        print(f"{NAME} needs Linux and root: it makes network namespaces", file=sys.stderr)
+        return 2
+    if trustme is None:
+        print(f"{NAME} needs trustme: run it with .venv/bin/python", file=sys.stderr)
+        return 2
+    told = report.versions(options.python)
+    rtt = options.rtt / 1000
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="first-request-tls-") as folder:
+        ca_file, certificate = Path(folder) / "ca.pem", Path(folder) / "origin.pem"
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(ca_file)
+        authority.issue_cert(link.FAR).private_key_and_cert_chain_pem.write_to_path(certificate)
+        ports = [
+            f"{origin_of(lane, way)[1]}/{way.version}"
+            for lane in range(options.lanes)
+            for way in WAYS
+        ]
+        try:
+            with stage.built(rtt, ports, str(certificate)) as built:
+                bench = Bench(options, built, ca_file)
+                asyncio.run(bench.run())
+        except NotReady as error:
+            print(error, file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 130
+
+    judge = Judge(bench.cells(), rtt)
+    command = report.command(NAME, ".venv/bin/python")
+    what = ", ".join(f"{name} {version}" for name, version in told.items())
+    longest = max(r.quiet for r in bench.rounds)
+    text = (
+        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, {time.monotonic() - began:.0f} s; {what};\n"
+        f"RTT measured {built.measured_rtt * 1000:.2f} ms, origins close after {ORIGIN_IDLE:g} s"
+        f" idle, {WARM} warm, quiet {QUIET:g}-{longest:.1f} s.\n"
+        f"Bar: 100 % opened before; p50 <= {BAR_P50[1]} ({BAR_P50[50]:.2f} at a burst of 50), with"
+        f" the client's own TLS 1.3 <= {BAR_TUNNEL:.2f}; p99 within {judge.spread} RTT of p50:"
+        f" **{'met' if judge.passed else 'missed'}**.\n\n"
+        f"{table(judge)}\n\n{held_line(bench.rounds)}\n\n"
+        f"Processor time of one burst of 50, after traffic:\n\n{processor_table(judge)}"
+    )
+    if options.json:
+        cells = [asdict(cell) for cell in judge.cells.values()]
+        everything = {
+            "command": command,
+            "versions": told,
+            "rtt": built.measured_rtt,
+            "passed": judge.passed,
+            "cells": cells,
+            "missed": [(c.kind, c.state, c.n) for c in judge.judged if not judge.passes(c)],
+            "rounds": [asdict(r) for r in bench.rounds],
+        }
+        report.write_json(options.json, everything)
+    if options.json != "-":
+        print(text)
+    if options.writes_readme:
+        report.write_readme(f"{NAME}, {options.rtt} ms", text)
+    return 0 if judge.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
