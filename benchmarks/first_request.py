@@ -44,7 +44,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from rig import link, report, stage
-from rig.client import Address, Burst, Exchange, burst, get, through_proxy, through_tunnel
+from rig.bench import Bench
+from rig.client import Burst, Exchange, get, through_proxy, through_tunnel
 from rig.daemon import Daemon, NotReady
 from rig.rounds import (
     QUIET,
@@ -52,27 +53,24 @@ from rig.rounds import (
     Cell,
     Round,
     Target,
-    measure,
     measure_direct,
     open_spans,
-    spread_quiet,
-    summarise,
 )
-from rig.stage import ORIGIN_IDLE, Stage
+from rig.stage import ORIGIN_IDLE
 
 NAME = "first_request.py"
 
 RTT = 0.040
 WARM = 10
 BURSTS = (1, 4, 10)
-TRAFFIC = 50
-REPEATS = 0.5  # of all cycles, because of disturbance
 
 BAR_P50 = 1.05
 BAR_SLOWEST = 1.15
 
 KINDS = {"http": through_proxy, "CONNECT": through_tunnel}
 KIND_NAMES = {"http": "`http://`", "CONNECT": "`CONNECT` + 1 round trip"}
+
+COLD = ("none", "cold")
 
 PLAIN_PORTS = 8000  # + the lane's number
 TUNNEL_PORTS = 9000
@@ -82,40 +80,8 @@ def passes(cell: Cell) -> bool:
     return cell.whole and cell.p50 <= BAR_P50 and cell.slowest <= BAR_SLOWEST
 
 
-class Bench:
-    """One run: the lanes, the turn they take at the processor, and what was measured."""
-
-    def __init__(self, options: argparse.Namespace, stage: Stage) -> None:
-        self.options = options
-        self.stage = stage
-        self.turn = asyncio.Lock()
-        self.rounds: list[Round] = []
-
-        combinations = list(itertools.product(KINDS, BURSTS))
-        self.cycles = [c for _ in range(options.rounds) for c in combinations]
-        self.repeats_left = 0 if options.quick else int(REPEATS * len(self.cycles))
-        self.quiet_times = {
-            (kind, n, state): spread_quiet(options.rounds)
-            for (kind, n), state in itertools.product(combinations, STATES)
-        }
-        random.shuffle(self.cycles)
-
-    async def run(self) -> None:
-        cold = asyncio.create_task(self.measure_cold())
-        lanes = min(self.options.lanes, len(self.cycles))
-        await asyncio.gather(*(self.lane(number) for number in range(lanes)))
-        cold.cancel()
-
-    async def lane(self, number: int) -> None:
-        while self.cycles:
-            kind, n = self.cycles.pop()
-            if not await self.cycle(number, kind, n) and self.repeats_left:
-                self.repeats_left -= 1
-                self.cycles.insert(0, (kind, n))
-
-    async def cycle(self, lane: int, kind: str, n: int) -> bool:
-        """Both of a cycle's rounds; false if something disturbed one of them."""
-        undisturbed = True
+class FirstRequest(Bench):
+    def proxy(self, lane: int, kind: str) -> tuple[Daemon, Target]:
         plain, tunnel = (link.FAR, PLAIN_PORTS + lane), (link.FAR, TUNNEL_PORTS + lane)
         daemon = Daemon(
             self.options.command or warmproxy_command(self.options.python),
@@ -124,38 +90,21 @@ class Bench:
             asks_readiness=not self.options.command,
         )
         origin = plain if kind == "http" else tunnel
-        target = Target(kind, daemon.listen, origin, KINDS[kind](origin))
-        try:
-            async with self.turn:
-                await daemon.start()
-            for state in STATES:
-                if state != STATES[0]:
-                    async with self.turn:
-                        for _ in range(TRAFFIC // WARM):
-                            burst(daemon.listen, target.exchange, WARM)
-                quiet_since = time.monotonic()
-                quiet_times = self.quiet_times[kind, n, state]
-                await self.wait_for_moment(
-                    quiet_times.pop() if quiet_times else QUIET + ORIGIN_IDLE * random.random(),
-                    origin,
-                )
-                async with self.turn:
-                    done = measure(
-                        self.stage, target, state, n, quiet_since, daemon, [daemon], BURSTS
-                    )
-                self.rounds.append(done)
-                undisturbed &= not done.disturbed
-        finally:
-            daemon.stop()
-        return undisturbed
+        return daemon, Target(kind, daemon.listen, origin, KINDS[kind](origin))
 
-    async def wait_for_moment(self, quiet: float, origin: Address) -> None:
-        """Be quiet; with --at-change, until the pool is about to replace a connection."""
+    def measure_direct(self, n: int) -> None:
+        origin = (link.FAR, PLAIN_PORTS)
+        self.stage.measure_rtt(origin)
+        with Burst(Exchange(get(origin)), n) as connections:
+            self.rounds.append(measure_direct(self.stage, *COLD, origin, connections))
+
+    async def wait_for_moment(self, quiet: float, target: Target) -> None:
+        """With --at-change, until the pool is about to replace a connection."""
         if not self.options.at_change:
-            await asyncio.sleep(quiet)
+            await super().wait_for_moment(quiet, target)
             return
         await asyncio.sleep(QUIET)
-        spans = open_spans(self.stage.lives(origin), secured=False)
+        spans = open_spans(self.stage.lives(target.origin), secured=False)
         opened = sorted(begin for begin, _ in spans)[-2 * WARM :]
         period = statistics.median(b - a for a, b in zip(opened, opened[WARM:], strict=False))
         # if the next ones come only after the origin has closed the old ones, these became
@@ -164,28 +113,6 @@ class Bench:
         while moment < time.monotonic():
             moment += period
         await asyncio.sleep(moment - time.monotonic())
-
-    async def measure_cold(self) -> None:
-        """The same exchange without a proxy, and the RTT, all through the run."""
-        origin = (link.FAR, PLAIN_PORTS)
-        while True:
-            for n in BURSTS:
-                async with self.turn:
-                    self.stage.measure_rtt(origin)
-                    with Burst(Exchange(get(origin)), n) as connections:
-                        self.rounds.append(
-                            measure_direct(self.stage, "none", "cold", origin, connections)
-                        )
-                await asyncio.sleep(self.options.cold_every)
-
-    def cells(self) -> list[Cell]:
-        by_cell: defaultdict[tuple[str, str, int], list[Round]] = defaultdict(list)
-        for r in self.rounds:
-            by_cell[r.kind, r.state, r.n].append(r)
-        keys = [("none", "cold", n) for n in BURSTS]
-        keys += itertools.product(KINDS, STATES, BURSTS)
-        rtt, enough = self.stage.measured_rtt, self.options.enough
-        return [summarise(key, by_cell[key], rtt, enough) for key in keys]
 
 
 def warmproxy_command(python: str) -> str:
@@ -255,7 +182,7 @@ def parse_options() -> argparse.Namespace:
     # undisturbed rounds without which a cell's disturbed ones count too
     options.enough = 1 if options.quick else min(options.rounds, 10)
     options.lanes = options.lanes or (12 if options.quick else 10)
-    options.cold_every = 1.0 if options.quick else 5.0
+    options.direct_every = 1.0 if options.quick else 5.0
     return options
 
 
@@ -270,7 +197,7 @@ def main() -> int:
     began = time.monotonic()
     try:
         with stage.built(RTT, ports) as built:
-            bench = Bench(options, built)
+            bench = FirstRequest(built, KINDS, BURSTS, options)
             asyncio.run(bench.run())
     except NotReady as error:
         print(error, file=sys.stderr)
@@ -278,7 +205,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
 
-    cells = bench.cells()
+    cells = bench.cells([COLD, *itertools.product(KINDS, STATES)]).values()
     passed = all(passes(cell) for cell in cells if cell.state != "cold")
     command = report.command(NAME)
     what = options.command or ", ".join(f"{name} {version}" for name, version in told.items())

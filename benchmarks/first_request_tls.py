@@ -7,16 +7,10 @@
 Needs what first_request.py needs, and trustme for the certificates (warmproxy's dev group has it).
 
 Origins that speak TLS 1.3, and others that speak TLS 1.2, close connections after 5 s of idling.
-One daemon has a pool of 50 for each way to reach them (WAYS), and verifies their certificates by a
-ca_file. It goes through this cycle, each pool at its own time:
-
-    start, be ready -> quiet for 10-15 s -> burst ("untouched")
-                    -> 50 requests -> quiet for 10-15 s -> burst ("after traffic") -> stop
-
-A burst is 1, 10 or 50 new client connections at once, each with one request, by one of the ways;
-the size changes from cycle to cycle. Two daemons at a time, out of step: what they do to keep 700
-connections warm goes on through all bursts. Only a start, the 50 requests and the bursts wait for
-each other, and a burst until the pool of the one before is full again.
+A daemon has one pool of 50 connections, for one of the ways to reach them (WAYS), and verifies
+their certificates by a ca_file. Several daemons, each with its own ports on the origins, go through
+the cycle of first_request.py. A burst is 1, 10 or 50 new client connections at once, each with one
+request.
 
 The origin decides whether a connection was open before the client came: for a tunnel when it was
 connected, for the other ways when its handshake was done.
@@ -31,9 +25,7 @@ adds to that; all other bars are for the times as they are.
 import argparse
 import asyncio
 import itertools
-import math
 import os
-import random
 import shlex
 import ssl
 import sys
@@ -46,19 +38,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rig import link, report, stage
-from rig.client import Address, Burst, Exchange, burst, get, through_proxy, through_tunnel
+from rig.bench import Bench
+from rig.client import Address, Burst, Exchange, get, through_proxy, through_tunnel
 from rig.daemon import Daemon, NotReady
-from rig.rounds import (
-    QUIET,
-    STATES,
-    Cell,
-    Round,
-    Target,
-    measure,
-    measure_direct,
-    spread_quiet,
-    summarise,
-)
+from rig.rounds import QUIET, STATES, Cell, Round, Target, measure_direct
 from rig.stage import ORIGIN_IDLE, Stage
 
 try:
@@ -70,10 +53,7 @@ NAME = "first_request_tls.py"
 
 WARM = 50
 BURSTS = (1, 10, 50)
-TRAFFIC, AT_ONCE = 50, 10
-MORE_CYCLES = 4  # at most, for rounds that were disturbed
-
-SETTLE = 0.003  # s for each request, and 3 RTT: after a burst, until its pool is full again
+SETTLE = 0.2  # s: after a burst, until its pool is full again
 
 BAR_P50 = {1: 1.05, 10: 1.05, 50: 1.10}
 BAR_TUNNEL = 2.10
@@ -97,8 +77,8 @@ class Way:
         return self.kind == "tunnel"
 
 
-WAYS = [Way(kind, v) for kind in ("forwarded", "upgraded", "gateway") for v in ("1.3", "1.2")]
-WAYS.append(Way("tunnel", "1.3"))
+_ALL = [Way(kind, v) for kind in ("forwarded", "upgraded", "gateway") for v in ("1.3", "1.2")]
+WAYS = {way.name: way for way in (*_ALL, Way("tunnel", "1.3"))}
 
 TITLES = {
     "forwarded": "`https://` in absolute-form",
@@ -113,26 +93,24 @@ FLOOR = {False: ("request 1.3", "floor"), True: ("handshake 1.3", "floor")}  # b
 
 
 def origin_of(lane: int, way: Way) -> Address:
-    return link.FAR, FIRST_PORT + PORTS_OF_A_LANE * lane + WAYS.index(way)
+    return link.FAR, FIRST_PORT + PORTS_OF_A_LANE * lane + list(WAYS).index(way.name)
 
 
-def settings(lane: int, ca_file: Path) -> str:
-    lines = ["[defaults]", f'ca_file = "{ca_file}"']
-    for way in WAYS:
-        host, port = origin_of(lane, way)
-        url = f"https://{host}:{port}"
-        lines += ["[[upstream]]", f'url = "{url}"']
-        lines += [f"warm = {WARM}"] if way.tunnel else ["warm = 0", f"tls = {WARM}"]
-        if way.kind == "upgraded":
-            lines += ["upgrade = true"]
-        if way.kind == "gateway":
-            listen = gateway_of(lane, way)
-            lines += ["[[gateway]]", f'listen = "{listen[0]}:{listen[1]}"', f'upstream = "{url}"']
+def gateway_of(origin: Address) -> Address:
+    return "127.0.0.1", origin[1]
+
+
+def settings(way: Way, origin: Address, ca_file: Path) -> str:
+    """One pool of 50, of the kind that this way takes from."""
+    url = "https://{}:{}".format(*origin)
+    lines = ["[[upstream]]", f'url = "{url}"', f'ca_file = "{ca_file}"']
+    lines += [f"warm = {WARM}"] if way.tunnel else ["warm = 0", f"tls = {WARM}"]
+    if way.kind == "upgraded":
+        lines += ["upgrade = true"]
+    if way.kind == "gateway":
+        listen = "{}:{}".format(*gateway_of(origin))
+        lines += ["[[gateway]]", f'listen = "{listen}"', f'upstream = "{url}"']
     return "\n".join(lines) + "\n"
-
-
-def gateway_of(lane: int, way: Way) -> Address:
-    return "127.0.0.1", origin_of(lane, way)[1]
 
 
 def client_context() -> ssl.SSLContext:
@@ -143,140 +121,54 @@ def client_context() -> ssl.SSLContext:
     return context
 
 
-def target_of(daemon: Daemon, lane: int, way: Way, context: ssl.SSLContext) -> Target:
-    origin = origin_of(lane, way)
-    address = daemon.listen
-    match way.kind:
-        case "forwarded":
-            exchange = through_proxy(origin, "https")
-        case "upgraded":
-            exchange = through_proxy(origin)
-        case "gateway":
-            address = gateway_of(lane, way)
-            exchange = Exchange(get(address))
-        case _:
-            exchange = through_tunnel(origin, context)
-    return Target(way.name, address, origin, exchange, secured=not way.tunnel)
-
-
-class Bench:
-    """One run: the lanes, the turn they take at the processor, and what was measured."""
-
-    def __init__(self, options: argparse.Namespace, stage: Stage, ca_file: Path) -> None:
-        self.options = options
-        self.stage = stage
+class FirstRequestTls(Bench):
+    def __init__(
+        self, stage: Stage, options: argparse.Namespace, ca_file: Path, context: ssl.SSLContext
+    ) -> None:
+        super().__init__(stage, WAYS, BURSTS, options, SETTLE)
         self.ca_file = ca_file
-        self.context = client_context()
-        self.turn = asyncio.Lock()
-        self.rounds: list[Round] = []
-        self.running: list[Daemon] = []
-        self.cycles = options.rounds * len(BURSTS)
-        self.more = 0 if options.quick else MORE_CYCLES
-        self.sizes: dict[Way, list[int]] = {}
-        self.quiet_times: dict[tuple[Way, int, str], list[float]] = {}
-        for way in WAYS:
-            self.sizes[way] = [n for _ in range(options.rounds) for n in BURSTS]
-            random.shuffle(self.sizes[way])
-            for n, state in itertools.product(BURSTS, STATES):
-                self.quiet_times[way, n, state] = spread_quiet(options.rounds)
+        self.context = context
 
-    async def run(self) -> None:
-        direct = asyncio.create_task(self.measure_direct())
-        lanes = range(min(self.options.lanes, self.cycles))
-        lasts = 2 * (QUIET + ORIGIN_IDLE)
-        await asyncio.gather(*(self.lane(k, lasts * k / len(lanes)) for k in lanes))
-        direct.cancel()
-        await asyncio.gather(direct, return_exceptions=True)
-
-    async def lane(self, number: int, wait: float) -> None:
-        if not self.options.quick:
-            await asyncio.sleep(wait)  # out of step with the others
-        while self.cycles or (self.more and any(self.sizes.values())):
-            if self.cycles:
-                self.cycles -= 1
-            else:
-                self.more -= 1
-            await self.cycle(number)
-
-    async def cycle(self, lane: int) -> None:
-        """One life of a daemon, in which every pool meets two bursts of one size."""
+    def proxy(self, lane: int, kind: str) -> tuple[Daemon, Target]:
+        way = WAYS[kind]
+        origin = origin_of(lane, way)
         daemon = Daemon(
             f"{shlex.quote(self.options.python)} -m warmproxy run"
             " --listen {listen} --admin {admin} --config {config}",
             self.stage.proxy_cpu,
-            settings=settings(lane, self.ca_file),
+            settings=settings(way, origin, self.ca_file),
         )
-        try:
-            async with self.turn:
-                await daemon.start()
-            self.running.append(daemon)
-            ways = [way for way in WAYS if self.sizes[way]]
-            random.shuffle(ways)
-            await asyncio.gather(*(self.pool(daemon, lane, way) for way in ways))
-        finally:
-            if daemon in self.running:
-                self.running.remove(daemon)
-            daemon.stop()
+        address = daemon.listen
+        match way.kind:
+            case "forwarded":
+                exchange = through_proxy(origin, "https")
+            case "upgraded":
+                exchange = through_proxy(origin)
+            case "gateway":
+                address = gateway_of(origin)
+                exchange = Exchange(get(address))
+            case _:
+                exchange = through_tunnel(origin, self.context)
+        return daemon, Target(kind, address, origin, exchange, secured=not way.tunnel)
 
-    async def pool(self, daemon: Daemon, lane: int, way: Way) -> None:
-        n = self.sizes[way].pop()
-        target = target_of(daemon, lane, way, self.context)
-        disturbed = False
-        for state in STATES:
-            if state != STATES[0]:
-                async with self.turn:
-                    for _ in range(TRAFFIC // AT_ONCE):
-                        burst(target.address, target.exchange, AT_ONCE)
-                    await self.settle(time.monotonic(), AT_ONCE)
-            quiet_since = time.monotonic()
-            quiet = self.quiet_times[way, n, state]
-            await asyncio.sleep(quiet.pop() if quiet else QUIET + ORIGIN_IDLE * random.random())
-            async with self.turn:
-                done = measure(
-                    self.stage, target, state, n, quiet_since, daemon, self.running, BURSTS
-                )
-                last = max(answer.started + answer.seconds for answer in done.answers)
-                await self.settle(last, n)
-            self.rounds.append(done)
-            disturbed |= done.disturbed
-        if disturbed:
-            self.sizes[way].insert(0, n)
-
-    async def settle(self, since: float, n: int) -> None:
-        await asyncio.sleep(since + SETTLE * n + 3 * self.stage.rtt - time.monotonic())
-
-    async def measure_direct(self) -> None:
-        """Without a proxy, all through the run: cold, and on connections that are there."""
-        modern, old = (origin_of(0, Way("forwarded", version)) for version in ("1.3", "1.2"))
-        while True:
-            for n in BURSTS:
-                async with self.turn:
-                    self.stage.measure_rtt(modern)
-                    cold = Exchange(get(modern), tls=self.context)
-                    with Burst(cold, n) as connections:
-                        self.direct("cold 1.3", "cold", modern, connections)
-                        connections.prepare(Exchange(get(modern)))
-                        self.direct(*FLOOR[False], modern, connections)
-                    with Burst(Exchange(get(old), tls=self.context), n) as connections:
-                        self.direct("cold 1.2", "cold", old, connections)
-                    with Burst(Exchange(b""), n) as connections:
-                        connections.run(modern)
-                        connections.prepare(cold)
-                        self.direct(*FLOOR[True], modern, connections)
-                await asyncio.sleep(self.options.direct_every)
+    def measure_direct(self, n: int) -> None:
+        """Cold, and on connections that are there."""
+        modern, old = (origin_of(0, WAYS[f"forwarded {version}"]) for version in ("1.3", "1.2"))
+        self.stage.measure_rtt(modern)
+        cold = Exchange(get(modern), tls=self.context)
+        with Burst(cold, n) as connections:
+            self.direct("cold 1.3", "cold", modern, connections)
+            connections.prepare(Exchange(get(modern)))
+            self.direct(*FLOOR[False], modern, connections)
+        with Burst(Exchange(get(old), tls=self.context), n) as connections:
+            self.direct("cold 1.2", "cold", old, connections)
+        with Burst(Exchange(b""), n) as connections:
+            connections.run(modern)
+            connections.prepare(cold)
+            self.direct(*FLOOR[True], modern, connections)
 
     def direct(self, kind: str, state: str, origin: Address, connections: Burst) -> None:
         self.rounds.append(measure_direct(self.stage, kind, state, origin, connections))
-
-    def cells(self) -> dict[tuple[str, str, int], Cell]:
-        by_cell: defaultdict[tuple[str, str, int], list[Round]] = defaultdict(list)
-        for r in self.rounds:
-            by_cell[r.kind, r.state, r.n].append(r)
-        lines = [("cold 1.3", "cold"), ("cold 1.2", "cold"), *FLOOR.values()]
-        lines += [(way.name, state) for way in WAYS for state in STATES]
-        rtt, enough = self.stage.measured_rtt, self.options.enough
-        keys = [(*line, n) for line in lines for n in BURSTS]
-        return {key: summarise(key, by_cell[key], rtt, enough) for key in keys}
 
 
 class Judge:
@@ -367,7 +259,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round a cell, writes nothing")
     parser.add_argument("--rtt", type=int, choices=(40, 200), default=40, help="in ms (40)")
     parser.add_argument("--rounds", type=int, help="rounds per cell (5; 1 with --quick)")
-    parser.add_argument("--lanes", type=int, help="daemons at a time (2; 3 with --quick)")
+    parser.add_argument("--lanes", type=int, help="daemons at a time (14; 21 with --quick)")
     parser.add_argument(
         "--json", metavar="FILE", help="write everything measured to FILE, - = stdout"
     )
@@ -380,9 +272,9 @@ def parse_options() -> argparse.Namespace:
     options.writes_readme = not (options.quick or options.rounds)
     options.rounds = options.rounds or (1 if options.quick else 5)
     # undisturbed rounds without which a cell's disturbed ones count too
-    options.enough = math.ceil(options.rounds / 2)
-    options.lanes = options.lanes or (3 if options.quick else 2)
-    options.direct_every = 2.0 if options.quick else 8.0
+    options.enough = 1 if options.quick else min(options.rounds, 4)
+    options.lanes = options.lanes or (21 if options.quick else 14)
+    options.direct_every = 1.0 if options.quick else 6.0
     return options
 
 
@@ -405,11 +297,11 @@ def main() -> int:
         ports = [
             f"{origin_of(lane, way)[1]}/{way.version}"
             for lane in range(options.lanes)
-            for way in WAYS
+            for way in WAYS.values()
         ]
         try:
             with stage.built(rtt, ports, str(certificate)) as built:
-                bench = Bench(options, built, ca_file)
+                bench = FirstRequestTls(built, options, ca_file, client_context())
                 asyncio.run(bench.run())
         except NotReady as error:
             print(error, file=sys.stderr)
@@ -417,7 +309,8 @@ def main() -> int:
         except KeyboardInterrupt:
             return 130
 
-    judge = Judge(bench.cells(), rtt)
+    lines = [("cold 1.3", "cold"), ("cold 1.2", "cold"), *FLOOR.values()]
+    judge = Judge(bench.cells([*lines, *itertools.product(WAYS, STATES)]), rtt)
     command = report.command(NAME, ".venv/bin/python")
     what = ", ".join(f"{name} {version}" for name, version in told.items())
     longest = max(r.quiet for r in bench.rounds)

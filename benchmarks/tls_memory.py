@@ -44,7 +44,7 @@ http {{
 DAEMON = """
 import sys, time, uvloop
 from warmproxy import cli
-make = uvloop.new_event_loop
+make, how = uvloop.new_event_loop, sys.argv.pop(1)
 def new_event_loop():
     loop, worst, last = make(), [0.0, 0.0], [time.thread_time(), time.monotonic()]
     def beat():
@@ -54,7 +54,7 @@ def new_event_loop():
             print("TURN", *worst, flush=True)
         last[:] = now
         loop.call_soon(beat)
-    if sys.argv.pop(1) == "beat":
+    if how == "beat":
         loop.call_soon(beat)
     return loop
 uvloop.new_event_loop = new_event_loop
@@ -113,9 +113,11 @@ def run(home: Path, port: int, count: int, *, beat: bool) -> tuple[int, float, f
     admin = free_port()
     file = home / "warmproxy.toml"
     file.write_text(
-        f'listen = ["127.0.0.1:{free_port()}"]\nadmin = "127.0.0.1:{admin}"\nmax_connections = 5000\n'
-        f'log_format = "json"\nready_timeout = 120\n[[upstream]]\nurl = "https://127.0.0.1:{port}"\n'
-        f'warm = 0\ntls = {count}\nmax_connections = 5000\nca_file = "{home}/ca"\n'
+        f'listen = ["127.0.0.1:{free_port()}"]\n'
+        f'admin = "127.0.0.1:{admin}"\n'
+        'max_connections = 5000\nlog_format = "json"\nready_timeout = 120\n'
+        f'[[upstream]]\nurl = "https://127.0.0.1:{port}"\nwarm = 0\ntls = {count}\n'
+        f'max_connections = 5000\nca_file = "{home}/ca"\n'
     )
     how = "beat" if beat else "still"
     log = home / "log"

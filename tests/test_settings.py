@@ -644,3 +644,10 @@ def test_any_environment_and_flags_load_or_are_a_config_error(
     environ: dict[str, str], warm: list[str]
 ) -> None:
     outcome(None, {f"WARMPROXY_{name}": value for name, value in environ.items()}, warm=warm)
+
+
+@pytest.mark.parametrize("url", ["u:s3cret@h", "http:/u:s3cret@h", "http://u:s3/cret@h"])
+def test_a_password_in_a_broken_url_is_not_shown(url: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        loaded(f'[[upstream]]\nurl = "{url}"')
+    assert not any("s3" in line for line in raised.value.problems), raised.value.problems

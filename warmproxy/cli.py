@@ -1,6 +1,7 @@
 """The command line: arguments and environment -> Settings -> the service, or one of the tools.
 
-Exit status: 0 done, 1 the daemon cannot start or does not answer, 2 wrong usage or settings.
+Exit status: 0 done, 1 the daemon cannot start or does not answer, 2 wrong usage or settings;
+`exec` has that of its command.
 """
 
 import argparse
@@ -18,7 +19,8 @@ from warmproxy import __version__
 from warmproxy.errors import ConfigError, StartError
 from warmproxy.loading import Loaded, load
 from warmproxy.settings import SETTINGS_ENV_PREFIX, Settings, describe, parse_address, toml_value
-from warmproxy.tools.healthcheck import healthcheck
+from warmproxy.tools.env import env
+from warmproxy.tools.healthcheck import authority, healthcheck
 from warmproxy.tools.status import status
 
 DEFAULT_CONFIG = "config/warmproxy.toml"
@@ -70,6 +72,12 @@ def _command(argv: Sequence[str]) -> int:
                 print(f"unhealthy: {error.problems[0]}")
                 return 1
             return healthcheck(address)
+        case "exec":
+            return _exec(args)
+        case "env":
+            return env(_proxy(args), unset=args.unset)
+        case "bench":
+            return _bench(args)
         case _:
             return _init(Path(args.path))
 
@@ -84,6 +92,34 @@ def _run(args: argparse.Namespace) -> int:
 
     run(settings)
     return 0
+
+
+def _exec(args: argparse.Namespace) -> int:
+    from warmproxy.tools.exec import execute, execute_with, is_warmproxy
+
+    own = bool(args.config or args.warm or args.access_log)
+    there = os.environ.get("http_proxy") or os.environ.get("HTTP_PROXY")
+    if args.use_running:
+        proxy, admin = there or _proxy(args), _admin(args)
+        return execute_with(args.argv, proxy=proxy, admin=admin, wait=args.wait)
+    if there and not own and is_warmproxy(there):
+        return execute_with(args.argv, proxy=there, admin=None, wait=args.wait)
+    _load(args, _unreadable)
+    flags = [f"--warm={warm}" for warm in args.warm or ()]
+    if args.config:
+        flags += ["--config", args.config]
+    if args.access_log:
+        flags.append("--access-log")
+    return execute(args.argv, daemon_args=flags, wait=args.wait)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from warmproxy.tools.bench import bench
+
+    try:
+        return bench(args.url, count=args.count, as_json=args.json, ca_file=args.ca_file)
+    except OSError as error:
+        raise StartError(f"{args.ca_file}: {error.strerror or error}") from error
 
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────
@@ -163,6 +199,15 @@ def _admin(args: argparse.Namespace) -> tuple[str, int]:
     if port == 0:
         raise ConfigError(["'admin' has port 0: say --admin HOST:PORT with the real one"])
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
+
+
+def _proxy(args: argparse.Namespace) -> str:
+    """The URL at which programs on this machine reach the proxy."""
+    address = _load(args).settings.listen[0]
+    host, port = parse_address(address)
+    if port == 0:
+        raise ConfigError([f"'listen' {address} has no port yet: say --listen HOST:PORT"])
+    return f"http://{authority(({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host), port))}"
 
 
 def _listing(loaded: Loaded, path: str | None) -> str:
@@ -258,7 +303,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see '{self.prog} --help')\n")
 
 
-COMMANDS = ("run", "check", "status", "healthcheck", "init")
+COMMANDS = ("run", "check", "status", "healthcheck", "init", "exec", "env", "bench")
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -289,6 +334,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "status": command("status", "show the pools of the running proxy"),
         "healthcheck": command("healthcheck", "exit 0 if the running proxy answers, else 1"),
         "init": command("init", "write a commented settings file"),
+        "exec": command("exec", "run a command whose requests go through a warm proxy"),
+        "env": command("env", "print the lines that send a shell's programs to the proxy"),
+        "bench": command("bench", "measure what each way to a URL costs"),
     }
     for name in ("run", "check"):
         _add_settings(by_name[name])
@@ -307,11 +355,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="again every so many seconds (2), until Ctrl-C",
     )
     by_name["init"].add_argument("path", metavar="PATH", nargs="?", default=DEFAULT_CONFIG)
+    _add_tools(by_name)
 
     if not argv:
         parser.print_help(sys.stderr)
         parser.exit(2)
+    argv, what = _at_dashes(argv) if argv[0] == "exec" else (argv, [])
     args, rest = parser.parse_known_args(argv)
+    if args.command == "exec":
+        args.argv = what
+        if not what and not rest:
+            by_name["exec"].error("what is to be run comes after --")
+        if args.use_running and (args.warm or args.access_log):
+            by_name["exec"].error("--use-running changes nothing of the proxy that runs")
     if rest:
         chosen = by_name[args.command]
         wrong = next((word for word in rest if word.startswith("-")), rest[0])
@@ -348,6 +404,60 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--log-format", metavar="FORMAT", help="text, json or auto")
     add("--access-log", action="store_const", const=True, help="one line for each exchange")
     add("--grace", metavar="SECONDS", help="what exchanges in flight get at a stop")
+
+
+def _add_tools(by_name: dict[str, argparse.ArgumentParser]) -> None:
+    parser = by_name["exec"]
+    parser.usage = "%(prog)s [OPTION...] -- COMMAND [ARG...]"
+    add = parser.add_argument
+    add("--config", metavar="FILE", help=f"settings file (default: {DEFAULT_CONFIG}, if there)")
+    add(
+        "--warm",
+        metavar="URL=N",
+        action="append",
+        help="hold N connections to URL open (https: N,tls=M with TLS done); may be repeated",
+    )
+    add("--access-log", action="store_const", const=True, help="one line for each exchange")
+    add(
+        "--wait",
+        metavar="SECONDS",
+        type=_interval,
+        default=10.0,
+        help="start the command after so long (10) even if not all is warm",
+    )
+    add("--use-running", action="store_true", help="use the proxy that runs, and leave it running")
+
+    add = by_name["env"].add_argument
+    add("--config", metavar="FILE", help="the proxy's settings file, for its address")
+    add("--listen", metavar="HOST:PORT", action="append", help="where the proxy listens")
+    add("--unset", action="store_true", help="print what takes the variables away")
+
+    add = by_name["bench"].add_argument
+    add("url", metavar="URL", type=_url, help="http://... or https://...")
+    add("--count", metavar="N", type=_count, default=10, help="requests each way (10)")
+    add("--ca-file", metavar="FILE", help="trust these authorities (PEM), not the system's")
+    add("--json", action="store_true", help="as JSON")
+
+
+def _at_dashes(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """What comes before and after the first `--`."""
+    at = list(argv).index("--") if "--" in argv else len(argv)
+    return argv[:at], argv[at + 1 :]
+
+
+def _url(text: str) -> object:
+    from warmproxy.tools.bench import parse
+
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 100, not '{text}'")
+    return int(text)
 
 
 def _interval(text: str) -> float:

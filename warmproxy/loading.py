@@ -165,7 +165,7 @@ class _Loader:
         place = self.places[key]
         origin = self.origin_of(self.values[key], place)
         for other, known in self.origins.items():
-            if origin is known:
+            if origin == known:
                 first = self.places[f"upstream[{other}].url"]
                 self.problem(place, f"{_name(known)} is already an upstream at line {first.line}")
                 return
@@ -237,7 +237,7 @@ class _Loader:
         if "tls" in counts and origin.scheme == "http":
             self.problem(place, "'tls' is for https:// urls")
             return
-        index = next((i for i, known in self.origins.items() if known is origin), self.upstreams)
+        index = next((i for i, known in self.origins.items() if known == origin), self.upstreams)
         if index == self.upstreams:
             self.upstreams += 1
             self.origins[index] = origin

@@ -14,7 +14,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One place to connect to, made by `origin()` so that equal origins are one object.
+    """One place to connect to, made by `origin()`, which mostly gives the same object again.
 
     `scheme` says what a warm connection of it is: `http` a plain socket for requests, `https` a
     socket with TLS finished, `tcp` a connected socket for CONNECT. `host` is normalised: lower

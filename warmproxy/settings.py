@@ -545,7 +545,9 @@ def shown(value: object) -> str:
 
 
 def without_password(text: str) -> str:
-    return re.sub(r"//\S*@", "//***@", text)
+    """The text with whatever may be user and password before an @ left out."""
+    text = re.sub(r"//\S*@", "//***@", text)
+    return re.sub(r"[^\s/*'\"]+@", "***@", text)
 
 
 # ── addresses ────────────────────────────────────────────────────────────────────────────────

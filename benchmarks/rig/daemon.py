@@ -100,13 +100,14 @@ class Daemon:
         return answer.error or json.loads(answer.body)
 
     def stop(self) -> None:
-        """Not a coroutine: a Ctrl-C that cancels us must not cancel this."""
-        if self.process:
-            self.process.send_signal(signal.SIGTERM)
+        """Not a coroutine: a Ctrl-C that cancels us must not cancel this. May be called again."""
+        process, self.process = self.process, None
+        if process:
+            process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(timeout=3)
+                process.wait(timeout=3)
             except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+                process.kill()
+                process.wait()
         self.folder.cleanup()
         self.log.close()

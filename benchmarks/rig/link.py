@@ -27,6 +27,10 @@ TUNSETIFF = 0x400454CA
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
 DEVICE = "link0"
 
+GRAIN = 0.0001
+"""Seconds between two looks of the carrier: what comes at once is carried at once. To wake up for
+every packet would take the others' core away."""
+
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -106,6 +110,7 @@ def carry(near_end: int, far_end: int, one_way: float) -> None:
         for end, queue in under_way.items():
             while queue and queue[0][0] <= now:
                 os.write(end, queue.popleft()[1])
+        time.sleep(GRAIN)
 
 
 if __name__ == "__main__":

@@ -112,13 +112,12 @@ def measure(
     n: int,
     quiet_since: float,
     daemon: Daemon,
-    daemons: Sequence[Daemon],
     bursts: Iterable[int],
 ) -> Round:
-    """One burst. What other ones of our `daemons` take of the core is not told as disturbance."""
+    """One burst."""
     with Burst(target.exchange, n) as connections:
         quiet = time.monotonic() - quiet_since
-        watch = stage.watch([d.pid for d in daemons])
+        watch = stage.watch(daemon.pid)
         answers = connections.run(target.address)
         done = Round(target.kind, state, n, quiet, answers, watch.disturbance())
         ran = watch.ran()

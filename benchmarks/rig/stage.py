@@ -38,8 +38,8 @@ class Stage:
     def measure_rtt(self, origin: Address) -> None:
         self.handshakes += [handshake(origin) for _ in range(3)]
 
-    def watch(self, daemons: Sequence[int] = ()) -> Watch:
-        return Watch([list(self.load.values()), daemons])
+    def watch(self, *proxy: int) -> Watch:
+        return Watch([list(self.load.values()), proxy])
 
     def lives(self, origin: Address) -> list[Life]:
         """The latest connections to this port of the origin."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import statistics
 import sys
 import threading
 import time
@@ -164,8 +165,8 @@ class Rig:
         return not busy and not self.daemon.count("warmproxy_clients")
 
     def descriptors(self) -> int:
-        """The daemon's open descriptors, its connections to upstreams not counted: the least of
-        what is seen in a second, because the origin goes on ending connections and looking takes
+        """The daemon's open descriptors, its connections to upstreams not counted: what is seen
+        most often in a second, because the origin goes on ending connections and looking takes
         descriptors too. What has leaked is there in every look."""
         counts: list[int] = []
 
@@ -177,7 +178,7 @@ class Rig:
             return True
 
         always(look, during=1.0)
-        return min(counts)
+        return statistics.mode(counts)
 
     def _pooled(self) -> int:
         kinds = ("fresh", "used", "active", "dialling", "canaries")

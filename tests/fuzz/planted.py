@@ -149,8 +149,8 @@ BUGS = (
         "passwords are shown",
         "settings",
         "settings.py",
-        'return re.sub(r"//\\S*@", "//***@", text)',
-        "return text",
+        """    text = re.sub(r"//\\S*@", "//***@", text)\n    return""",
+        "    return text\n    return",
     ),
     Bug(
         "requests are sent again after a part of an answer",

@@ -731,3 +731,46 @@ def test_a_post_that_cannot_be_repeated_is_not_held_while_it_is_sent():
     exchange = forwarding(POST[:-2])
     assert exchange._held is None
     assert exchange.client_data(POST[-2:]) == [ToUpstream(b"dy")]
+
+
+def test_a_client_that_pipelines_and_then_half_closes_gets_all_its_answers():
+    exchange = forwarding(GET + GET.replace(b"/p", b"/q"))
+    assert exchange.client_eof() == []
+    actions = exchange.upstream_data(OK)
+    assert b"Connection: close" not in to_client(actions)
+    assert actions[-1] == Acquire(HTTP, Prefer.USED)
+    exchange.leased(was_used=True)
+    actions = exchange.upstream_data(OK)
+    assert b"Connection: close" in to_client(actions)
+    assert actions[-1] == CloseClient(Close.FLUSH)
+
+
+def test_half_a_request_behind_the_last_one_ends_the_connection():
+    exchange = forwarding(GET + GET[:9])
+    exchange.client_eof()
+    assert exchange.upstream_data(OK)[-1] == CloseClient(Close.FLUSH)
+
+
+def test_a_refused_request_loses_nothing_of_the_next_one():
+    exchange = make(credentials={"user": "secret"})
+    known = GET.replace(b"Host: h", b"Host: h\r\nProxy-Authorization: Basic dXNlcjpzZWNyZXQ=")
+    actions = exchange.client_data(GET + known)
+    assert to_client(actions).startswith(b"HTTP/1.1 407 ")
+    assert actions[-1] == Acquire(HTTP, Prefer.USED)
+
+
+def test_what_was_meant_for_a_refused_tunnel_is_never_read_as_a_request():
+    exchange = make(credentials={"user": "secret"})
+    actions = exchange.client_data(CONNECT + GET)
+    assert to_client(actions).count(b"HTTP/1.1 407 ") == 1
+    assert actions[-1] == CloseClient(Close.LINGER)
+
+
+@pytest.mark.parametrize("ending", ["half-close", "malformed body"])
+def test_a_response_that_ends_by_close_and_is_given_up_is_reset(ending):
+    exchange = forwarding(
+        b"POST http://h/ HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    exchange.upstream_data(b"HTTP/1.1 200 OK\r\n\r\nsome")
+    actions = exchange.client_eof() if ending == "half-close" else exchange.client_data(b"zz\r\n")
+    assert actions[-1] == CloseClient(Close.ABORT)

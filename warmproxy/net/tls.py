@@ -68,6 +68,7 @@ def make_context(profile: TlsProfile) -> ssl.SSLContext:
     )
     assert isinstance(context, ssl.SSLContext)
     context.set_alpn_protocols(["http/1.1"])
+    context.options &= ~ssl.OP_NO_TICKET  # without tickets TLS 1.2 has nothing to resume by
     context.hostname_checks_common_name = False
     context.check_hostname = profile.verify
     context.verify_mode = ssl.CERT_REQUIRED if profile.verify else ssl.CERT_NONE

@@ -258,7 +258,7 @@ class Exchange:
         elif self.state is State.FORWARDING and not self._body.done:
             # a request cut short must not look whole to the upstream
             self._out.append(Release(reusable=False))
-            self._close(Close.FLUSH)
+            self._close(self._cut())
         return self._take()
 
     def client_lost(self) -> list[Action]:
@@ -397,12 +397,12 @@ class Exchange:
         try:
             found = self._input.feed(data)
             if found is not None:
-                block, rest = found
-                self._begin(parse_request_head(block), rest)
+                block, self._ahead = found
+                self._begin(parse_request_head(block))
         except WarmproxyError as error:
             self._answer(error)
 
-    def _begin(self, head: RequestHead, rest: bytes) -> None:
+    def _begin(self, head: RequestHead) -> None:
         self._request = head
         terms = self._terms
         route = self._route_to(head)
@@ -428,12 +428,12 @@ class Exchange:
             self._pinned_to = None
         self.state = State.CONNECTING
         if isinstance(route, Tunnel):
-            self._ahead = rest
             self._out.append(Acquire(route.origin, Prefer.FRESH_ONLY))
             return
         self._head_out = write_request(
             head.method, route.target, route.host, judged, terms.pseudonym
         )
+        rest, self._ahead = self._ahead, b""
         if rest:
             self._request_body(rest)
         if self.state is State.CONNECTING:  # the body's first bytes were no reason to refuse
@@ -485,7 +485,7 @@ class Exchange:
             if self._response is None:
                 self._answer(BadRequest(f"the request's body: {error}"))
             else:
-                self._close(Close.FLUSH)
+                self._close(self._cut())
             return
         if rest:
             self._ahead += rest
@@ -629,6 +629,10 @@ class Exchange:
         else:
             self._answer(BadResponse(f"{self.origin} sent a broken body: {error}"))
 
+    def _cut(self) -> Close:
+        cut = self._response is not None and self._ends_by_close()
+        return Close.ABORT if cut else Close.FLUSH
+
     def _ends_by_close(self) -> bool:
         """The client tells the end of this response by the end of its connection only."""
         assert self._request is not None
@@ -693,7 +697,9 @@ class Exchange:
     def _is_last(self) -> bool:
         """This exchange is the last of its connection."""
         wanted = self._judged is not None and self._judged.keep_alive
-        return not wanted or self._draining or self._client_ended
+        # who half-closes may have asked for more before (RFC 9112, 9.3.2)
+        no_more = self._client_ended and not self._ahead
+        return not wanted or self._draining or no_more
 
     def _close(self, how: Close) -> None:
         self.state = State.CLOSED
@@ -704,5 +710,7 @@ class Exchange:
         while self._ahead and self.state is State.IDLE:
             ahead, self._ahead = self._ahead, b""
             self._next_request(ahead)
+        if self._client_ended and self.state is State.IDLE:
+            self._close(Close.FLUSH)  # what is left of a request will never be whole
         out, self._out = self._out, []
         return out
