@@ -11,11 +11,11 @@ from warmproxy.errors import ConfigError
 from warmproxy.loading import Loaded, load
 from warmproxy.origin import origin
 from warmproxy.settings import (
-    GatewaySettings,
     NESTED,
+    TABLES,
+    GatewaySettings,
     OriginSettings,
     Settings,
-    TABLES,
     UpstreamSettings,
     describe,
     parse_address,
