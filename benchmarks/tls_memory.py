@@ -46,9 +46,11 @@ import sys, time, uvloop
 from warmproxy import cli
 make, how = uvloop.new_event_loop, sys.argv.pop(1)
 def new_event_loop():
-    loop, worst, last = make(), [0.0, 0.0], [time.thread_time(), time.monotonic()]
+    loop, worst, last, turns = make(), [0.0, 0.0], [0.0, 0.0], iter(range(3))
     def beat():
         now = [time.thread_time(), time.monotonic()]
+        if next(turns, None) is not None:
+            last[:] = now  # the first turn makes the daemon, before it listens
         if now[0] - last[0] > worst[0] or now[1] - last[1] > worst[1]:
             worst[:] = [max(w, n - l) for w, n, l in zip(worst, now, last)]
             print("TURN", *worst, flush=True)

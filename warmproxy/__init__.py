@@ -5,6 +5,7 @@ This page is the map of the house.
 Floors. A module imports only from floors below its own, or from earlier modules of its folder:
 
     cli, tools     arguments -> Settings -> service; programs beside the daemon
+    clients        adapters for other programs' HTTP libraries; imports nothing of the daemon
     4  service     listens, sweeps, drains; wiring makes the parts that it puts together
        admin       /metrics /healthz /readyz /pools
        metrics     tallies -> Prometheus

@@ -100,7 +100,11 @@ def _exec(args: argparse.Namespace) -> int:
     own = bool(args.config or args.warm or args.access_log)
     there = os.environ.get("http_proxy") or os.environ.get("HTTP_PROXY")
     if args.use_running:
-        proxy, admin = there or _proxy(args), _admin(args)
+        proxy = there or _proxy(args)
+        try:
+            admin = _admin(args)
+        except ConfigError:
+            admin = None  # so there is nobody to ask whether all is warm
         return execute_with(args.argv, proxy=proxy, admin=admin, wait=args.wait)
     if there and not own and is_warmproxy(there):
         return execute_with(args.argv, proxy=there, admin=None, wait=args.wait)
@@ -409,6 +413,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def _add_tools(by_name: dict[str, argparse.ArgumentParser]) -> None:
     parser = by_name["exec"]
     parser.usage = "%(prog)s [OPTION...] -- COMMAND [ARG...]"
+    parser.set_defaults(admin=None)
     add = parser.add_argument
     add("--config", metavar="FILE", help=f"settings file (default: {DEFAULT_CONFIG}, if there)")
     add(

@@ -30,7 +30,7 @@ from rig.rounds import (
 from rig.stage import ORIGIN_IDLE, Stage
 
 TRAFFIC, AT_ONCE = 50, 10
-REPEATS = 0.5  # of all cycles, because of disturbance
+REPEATS = 0.3  # of all cycles, because of disturbance
 
 
 class Bench:

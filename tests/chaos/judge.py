@@ -146,6 +146,8 @@ class Judge:
                     self._says("no answer at all", case)
             case "none" | "cut_head" if not case.forwarded:
                 pass  # through a tunnel a client sees the origin as it is
+            case "hung" if not case.forwarded and any(t["trick"] == "stall" for t in case.tries):
+                pass  # and waits for it as long as it likes
             case other:
                 self._says(f"outcome {other}", case)
 

@@ -23,6 +23,8 @@ TEMPERS = ("wild", "busy", "idle", "wild")
 RSS_GROWTH = 20 << 20
 """Bytes that resident memory may have grown from the end of the warm-up to the end."""
 LOOK_EVERY = 0.1
+PATIENCE = 5
+"""Seconds that descriptors may take to be back where they began."""
 SHOWN = 5
 """Violations of one kind that are shown in full."""
 CLOSE_WAIT = b" 08 "
@@ -169,12 +171,14 @@ class Rig:
         most often in a second, because the origin goes on ending connections and looking takes
         descriptors too. What has leaked is there in every look."""
         counts: list[int] = []
+        pooled = self._pooled()
 
         def look() -> bool:
-            before = self._pooled()
+            nonlocal pooled
             open_now = len(os.listdir(f"/proc/{self.daemon.pid}/fd"))
-            if self._pooled() == before:  # nothing came or went in between
-                counts.append(open_now - before)
+            before, pooled = pooled, self._pooled()
+            if pooled == before:  # nothing came or went in between
+                counts.append(open_now - pooled)
             return True
 
         always(look, during=1.0)
@@ -223,7 +227,10 @@ def run(
             descriptors, rss = rig.descriptors(), rig.rss()
             rig.ask(warm_up, requests - warm_up, workers, timeout)
             seconds = time.monotonic() - began
-            end_descriptors, end_rss = rig.descriptors(), rig.rss()
+            end_rss = rig.rss()
+            for _ in range(PATIENCE):
+                if (end_descriptors := rig.descriptors()) == descriptors:
+                    break
             # the origin still ends idle connections: none of them may be left behind
             eventually(lambda: not looks.now(), 1.0, lambda: f"CLOSE_WAIT: {looks.now()}")
         retries = {

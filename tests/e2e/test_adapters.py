@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import pickle
+import re
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +24,8 @@ from urllib3.util.wait import wait_for_read
 import warmproxy.clients.aiohttp
 import warmproxy.clients.requests
 from tests.e2e.conftest import Authority
-from tests.e2e.harness import eventually, free_port
+from tests.e2e.daemon import warmproxy_environ
+from tests.e2e.harness import ROOT, eventually, free_port
 from tests.e2e.origins import Connection, Origin, Request
 from warmproxy.clients import proxy_url
 from warmproxy.clients.httpx import AsyncForwardingTransport, ForwardingTransport
@@ -301,6 +304,28 @@ def test_urllib3_redirects(warmproxy, origin, authority) -> None:
     assert (got.status, other.token in got.data.decode()) == (200, True)
     assert [r.values("authorization") for r in web.requests] == [["secret"]] * 2
     assert [r.values("authorization") for r in other.requests] == [[]]
+
+
+PAGE = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "block", BLOCKS, ids=lambda block: block.split("warmproxy.clients.")[1][:9]
+)
+def test_the_page_can_be_copied(block, warmproxy, origin, authority, run) -> None:
+    """Each block of docs/clients.md runs as it stands, but for the origin's name."""
+    web = origin(tls=authority.server)
+    proxy = warmproxy(config=trusting(authority))
+    trust = {"SSL_CERT_FILE": str(authority.file), "REQUESTS_CA_BUNDLE": str(authority.file)}
+    forwards = "prewarm" not in block
+    environ = warmproxy_environ(**trust, **({"http_proxy": proxy.url} if forwards else {}))
+    ran = run([sys.executable, "-c", block.replace("https://api.example.com", web.url)], environ)
+    assert (ran.code, ran.output) == (0, "")
+    [request] = web.requests
+    assert bool(request.values("via")) == forwards
+    if not forwards:
+        assert len(web.connections) == 4
 
 
 # -- prewarm ----------------------------------------------------------------------------------

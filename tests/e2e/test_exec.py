@@ -180,7 +180,6 @@ def test_a_signal_while_it_waits(start, blackhole) -> None:
     process = start("--warm", f"{blackhole.url}=1", "--wait", "60", "--", "echo", "ran")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     process.until(lambda: children.read_text().split())
-    process.until(lambda: "SigCgt" in (s := Path(f"/proc/{process.pid}/status").read_text()) and s)
     [daemon] = children.read_text().split()
     process.signal(signal.SIGTERM)
     assert process.exit_code() == 128 + signal.SIGTERM
@@ -284,7 +283,7 @@ def test_env_for_a_shell() -> None:
         "",
     ]
     kept = in_shell(
-        f'eval "$("$@" env)"; {show}', NO_PROXY="*.intern; x", WARMPROXY_LISTEN="[::]:9"
+        f'eval "$("$@" env)"; {show}', NO_PROXY="*.intern; x", WARMPROXY_LISTEN="[::1]:9"
     )
     assert kept == [" ".join(["http://[::1]:9"] * 4 + ["*.intern; x"] * 2)]
 

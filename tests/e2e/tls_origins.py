@@ -45,19 +45,22 @@ class Secure(ssl.SSLSocket):
     name: str | None = None
     """the SNI"""
     _broken = False
+    _ended = False
 
     def do_handshake(self, block: bool = False) -> None:
         super().do_handshake(block)
         self.handshake_at = time.monotonic()
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        if not self.pending():
+        if not self.pending() and not self._ended:
             poll = select.poll()
             poll.register(self, select.POLLIN)
             poll.poll()
         if self._broken:
             raise ConnectionResetError
-        return super().recv(buflen, flags)
+        data = super().recv(buflen, flags)
+        self._ended = not data
+        return data
 
     def say_close_notify(self) -> None:
         """Send close_notify and wait for nothing."""

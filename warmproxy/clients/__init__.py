@@ -17,8 +17,8 @@ given. It is warmproxy that verifies the origin's certificate and name, by its s
 back as a 502 with a `Proxy-Status` field, so look at the status (`raise_for_status`).
 
 With `fallback`, a request goes straight to its origin, with the client's own TLS settings, while
-nothing listens where warmproxy should be. Only then: once a connection to warmproxy is there, its
-answer is what counts, and nothing is sent twice.
+nothing listens where warmproxy should be. Only then: once there is a connection to warmproxy, its
+answer is what counts.
 
 Nothing here imports the daemon, and each module imports no other client than its own.
 """

@@ -7,6 +7,8 @@
 or, with a ClientSession of your own:
 
     aiohttp.ClientSession(request_class=ForwardingRequest, proxy=proxy_url())
+
+Needs aiohttp 3.12 or newer.
 """
 
 from typing import Any

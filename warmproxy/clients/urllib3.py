@@ -122,9 +122,9 @@ class _PlainConnection(HTTPConnection):
 
 
 def nobody_there(error: Exception) -> bool:
-    """Whether a request failed because no connection could be made: not a byte of it was sent."""
+    """Whether a request failed because no connection to the daemon could be made."""
     reason = error.reason if isinstance(error, MaxRetryError) else error
-    return isinstance(reason, NewConnectionError)
+    return isinstance(reason, NewConnectionError) and isinstance(reason.conn, _PlainConnection)
 
 
 # ── opening connections before they are needed ───────────────────────────────────────────────

@@ -83,7 +83,8 @@ def make_context(profile: TlsProfile) -> ssl.SSLContext:
         try:
             context.load_cert_chain(profile.client_cert, profile.client_key or None, _no_password)
         except (OSError, ssl.SSLError) as error:
-            raise StartError(f"client_cert {profile.client_cert}: {_why(error)}") from error
+            key = f" with client_key {profile.client_key}" if profile.client_key else ""
+            raise StartError(f"client_cert {profile.client_cert}{key}: {_why(error)}") from error
     return context
 
 
@@ -93,4 +94,7 @@ def _no_password() -> str:
 
 
 def _why(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):  # OpenSSL gives a wrong file no reason, or a code
+        why = (error.reason or "a certificate or its key is missing").lower().replace("_", " ")
+        return f"no PEM that can be used: {why}"
     return error.strerror or str(error)

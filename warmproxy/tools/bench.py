@@ -90,9 +90,15 @@ def bench(url: Url, *, count: int, as_json: bool, ca_file: str | None = None) ->
     """Ask for `url` `count` times each way and print the medians, in milliseconds.
 
     `ca_file` (PEM) is trusted instead of the system's authorities. Returns 0, or 1 where a way
-    does not work; then stderr says why. Raises StartError where the daemon cannot start, OSError for a wrong `ca_file`.
+    does not work; stderr then says why. Raises StartError where the daemon cannot start, OSError
+    for a wrong `ca_file`.
     """
     origin = _Origin(url, ssl.create_default_context(cafile=ca_file))
+    try:
+        _cold(origin)  # not counted: it fills the caches of names and routes
+    except FAILURES as error:
+        print(f"warmproxy bench: {url}: {_sentence(error)}", file=sys.stderr)
+        return 1
     with ExitStack() as stack:
         daemon = stack.enter_context(_daemon(stack, url, ca_file))
         daemon.wait_ready(TIMEOUT)
@@ -113,8 +119,8 @@ def bench(url: Url, *, count: int, as_json: bool, ca_file: str | None = None) ->
         ways |= {name: _when_full(daemon, way) for name, way in proxied.items()}
         times, errors = _take_turns(ways, count)
     rows = [_row(name, times[name], errors.get(name)) for name in times]
-    for name, error in errors.items():
-        print(f"warmproxy bench: {name}: {error}", file=sys.stderr)
+    for name, said in errors.items():
+        print(f"warmproxy bench: {name}: {said}", file=sys.stderr)
     print(_json(url, origin, count, rows) if as_json else _table(url, origin, count, rows))
     return 1 if errors else 0
 
