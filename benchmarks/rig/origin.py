@@ -35,13 +35,19 @@ VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 class Connection:
     """One accepted connection and its record."""
 
-    __slots__ = ("life", "received", "secured", "socket")
+    __slots__ = ("context", "life", "received", "secured", "socket")
 
-    def __init__(self, accepted: socket.socket, life: list[float | None]) -> None:
+    def __init__(
+        self,
+        accepted: socket.socket,
+        life: list[float | None],
+        context: ssl.SSLContext | None,
+    ) -> None:
         self.socket = accepted
         self.life = life
+        self.context = context
+        self.secured = context is None
         self.received = b""
-        self.secured = not isinstance(accepted, ssl.SSLSocket)
 
 
 class Origin:
@@ -98,9 +104,7 @@ class Origin:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             life = [now - self.one_way, None, None]
             self.lives_on[listener.getsockname()[1]].append(life)
-            if context is not None:
-                plain = context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
-            connection = Connection(plain, life)
+            connection = Connection(plain, life, context)
             self.connections[plain.fileno()] = connection
             self.idle_since[connection] = now
             self.events.register(plain, select.EPOLLIN)
@@ -119,7 +123,11 @@ class Origin:
 
     def _shake_hands(self, connection: Connection) -> None:
         tls = connection.socket
-        assert isinstance(tls, ssl.SSLSocket)
+        if not isinstance(tls, ssl.SSLSocket):  # not before it is needed: most only stand by
+            assert connection.context is not None
+            tls = connection.socket = connection.context.wrap_socket(
+                tls, server_side=True, do_handshake_on_connect=False
+            )
         tls.do_handshake()
         now = time.monotonic()
         # a full handshake of TLS 1.2 ends with our flight, any other with that of the other side

@@ -57,15 +57,17 @@ def not_open_before(
     called connect(); `usable` were.
 
     By the origin's record. A pool that hands out its newest connection may take one that becomes
-    ready a moment after, though as many as are needed were there: nobody waited for it. It was
-    dialled before the client came if it was ready within less than the round trip of a dial.
+    ready a moment after, though as many as are needed were there: nobody waited for it. Such a one
+    was dialled before the client came: it is ready within less than the round trip of a dial.
     """
-    missed = 0
+    dialled, late = 0, 0
     for answer in answers:
         ready = answer.secured if secured else answer.connected
-        grace = 0.9 * rtt if usable >= len(answers) else 0.0
-        missed += ready is None or ready >= answer.started + grace
-    return missed
+        if ready is None or ready >= answer.started + 0.9 * rtt:
+            dialled += 1
+        elif ready >= answer.started:
+            late += 1
+    return dialled + min(late, max(0, len(answers) - usable))
 
 
 def held(

@@ -63,6 +63,7 @@ REFUSED = {"status": 502, "token": "connection_refused"}
         ([gone(), gone(2, "POST")], [ended(served=0), ended(served=4)]),
         ([ask(outcome="truncated")], [seen(trick="cut", end="cut:reset", sent=4)]),
         ([ask(outcome="left", method="POST")], []),
+        ([ask(outcome="hung", kind="tunnel")], [seen(trick="stall", end="peer", sent=0)]),
     ],
 )
 def test_what_the_faults_explain_is_no_harm(asks: list[Line], origin: list[Line]) -> None:

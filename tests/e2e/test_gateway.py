@@ -243,7 +243,7 @@ def test_programs_with_a_base_url(gate, run, name) -> None:
     assert (pool["hits"], pool["misses"]) == (2, 0)
 
 
-def test_a_websocket_by_a_gateway(stack, warmproxy, pki) -> None:
+def test_a_websocket_by_a_gateway(stack, warmproxy, authority) -> None:
     """A real WebSocket client on ws:// at a gateway talks to a real server behind TLS."""
     try:
         from websockets.sync.client import connect
@@ -255,7 +255,7 @@ def test_a_websocket_by_a_gateway(stack, warmproxy, pki) -> None:
         for message in socket:
             socket.send(message.upper())
 
-    server = stack.enter_context(serve(echo, "127.0.0.1", 0, ssl=pki.server()))
+    server = stack.enter_context(serve(echo, "127.0.0.1", 0, ssl=authority.server))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     stack.callback(thread.join)
@@ -264,7 +264,7 @@ def test_a_websocket_by_a_gateway(stack, warmproxy, pki) -> None:
     port = free_port()
     warmproxy(
         config={
-            "upstream": [{"url": url, "warm": 0, "tls": 1, "ca_file": str(pki.file)}],
+            "upstream": [{"url": url, "warm": 0, "tls": 1, "ca_file": str(authority.file)}],
             "gateway": [{"listen": f"127.0.0.1:{port}", "upstream": url}],
         }
     )
