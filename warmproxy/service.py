@@ -175,12 +175,22 @@ class Service:
             self._doors.paused = False  # opening takes a turn of the loop
             task = self._loop.create_task(self._doors.open(), name="accept again")
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            log.event("accept_resumed", clients=clients, upstreams=self._housekeeper.open)
+            task.add_done_callback(self._accepts_again)
         if self._housekeeper.scarce and self._has_room_again(for_more=self._shed):
             self._housekeeper.scarce = False
             self._shed = 0
             self._housekeeper.start()
+
+    def _accepts_again(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        if (error := task.exception()) is None:
+            clients, upstreams = len(self._clients.open), self._housekeeper.open
+            log.event("accept_resumed", clients=clients, upstreams=upstreams)
+        else:
+            self._doors.pause()  # the next look tries again
+            log.event("accept_failed", level="warning", reason=str(error))
 
     def _has_room_again(self, *, for_more: int = 0) -> bool:
         """A tenth is free, beside `for_more` connections: nothing flutters at its limit."""

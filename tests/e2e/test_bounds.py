@@ -410,9 +410,10 @@ def test_max_clients(warmproxy, origin) -> None:
         eventually(lambda: clients(proxy) == 8)
     eventually(lambda: clients(proxy) == 0)
     assert proxy.fetch(f"{web.url}/").status == 200
-    (paused,) = events(proxy, "accept_paused")
-    assert (paused["clients"], paused["shed"]) == (10, 0)
-    assert len(events(proxy, "accept_resumed")) == 1
+    paused = events(proxy, "accept_paused")
+    assert [(line["clients"], line["shed"]) for line in paused] == [(10, 0)] * len(paused)
+    # the seven may be seen to go one by one, and each lets one in: far fewer lines than clients
+    assert len(events(proxy, "accept_resumed")) == len(paused) <= 3
 
 
 def test_max_waiting_of_each_upstream(warmproxy, origin) -> None:
