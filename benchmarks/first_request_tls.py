@@ -1,6 +1,6 @@
 """The same for https: how many round trips does the first request after a quiet time take?
 
-    .venv/bin/python benchmarks/first_request_tls.py            # about 5 minutes; writes README.md
+    .venv/bin/python benchmarks/first_request_tls.py            # 6-7 minutes; writes README.md
     .venv/bin/python benchmarks/first_request_tls.py --rtt 200  # the same on a longer way
     .venv/bin/python benchmarks/first_request_tls.py --quick    # a minute; writes nothing
 

@@ -50,6 +50,10 @@ class Service:
         self._admins: set[AdminConnection] = set()
         self._stopping = asyncio.Event()
         self._announced = False
+        self._is_crowded = False
+        """accept_paused was said, accept_resumed was not yet."""
+        self._paused_at = 0.0
+        self._shed_all = 0
         self._cut = 0
         """Connections that the end of the grace time cut."""
         self._shed = 0
@@ -146,6 +150,12 @@ class Service:
         if not self._announced:
             self._announce(now)
         self._look_at_descriptors()
+        # At its limit a daemon pauses with every client that comes: two lines tell of all that.
+        if self._is_crowded and now - self._paused_at >= SWEEP_SECONDS and not self._doors.paused:
+            self._is_crowded = False
+            clients, upstreams = len(self._clients.open), self._housekeeper.open
+            log.event("accept_resumed", clients=clients, upstreams=upstreams, shed=self._shed_all)
+            self._shed_all = 0
         self._sweep_at(now + SWEEP_SECONDS)
 
     def _look_at_descriptors(self) -> None:
@@ -162,15 +172,19 @@ class Service:
             shed = self._housekeeper.shed(upstreams // 2) if scarce else 0
             self._housekeeper.scarce |= scarce
             self._shed += shed
-            log.event(
-                "accept_paused",
-                level="warning",
-                clients=clients,
-                upstreams=upstreams,
-                max_clients=self._settings.max_clients,
-                descriptors=self._descriptors,
-                shed=shed,
-            )
+            self._shed_all += shed
+            self._paused_at = self._loop.time()
+            if not self._is_crowded:
+                self._is_crowded = True
+                log.event(
+                    "accept_paused",
+                    level="warning",
+                    clients=clients,
+                    upstreams=upstreams,
+                    max_clients=self._settings.max_clients,
+                    descriptors=self._descriptors,
+                    shed=shed,
+                )
         elif self._doors.paused and not self._readiness.draining and self._has_room_again():
             self._doors.paused = False  # opening takes a turn of the loop
             task = self._loop.create_task(self._doors.open(), name="accept again")
@@ -185,10 +199,7 @@ class Service:
         self._tasks.discard(task)
         if task.cancelled():
             return
-        if (error := task.exception()) is None:
-            clients, upstreams = len(self._clients.open), self._housekeeper.open
-            log.event("accept_resumed", clients=clients, upstreams=upstreams)
-        else:
+        if (error := task.exception()) is not None:
             self._doors.pause()  # the next look tries again
             log.event("accept_failed", level="warning", reason=str(error))
 

@@ -99,6 +99,13 @@ class OriginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "with https:// in absolute-form and upgrade."
         ),
     ] = ""
+    crl_file: Annotated[
+        str,
+        _says(
+            "A PEM file with certificate revocation lists of the authorities that upstreams have "
+            "their certificates from; one that is revoked, or whose list is missing, is refused."
+        ),
+    ] = ""
     tls_minimum: Annotated[
         Literal["1.2", "1.3"], _says("The lowest version of TLS that is spoken with upstreams.")
     ] = "1.2"
@@ -124,6 +131,7 @@ class TlsProfile:
 
     verify: bool = True
     ca_file: str = ""
+    crl_file: str = ""
     client_cert: str = ""
     client_key: str = ""
     minimum: str = "1.2"
@@ -131,8 +139,8 @@ class TlsProfile:
     @property
     def name(self) -> str:
         """What Origin.tls holds; equal profiles have equal names."""
-        parts = (self.minimum, "" if self.verify else "unverified", self.ca_file)
-        return " ".join(p for p in (*parts, self.client_cert, self.client_key) if p)
+        trust = (self.minimum, "" if self.verify else "unverified", self.ca_file, self.crl_file)
+        return " ".join(p for p in (*trust, self.client_cert, self.client_key) if p)
 
 
 class UpstreamSettings(OriginSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -195,6 +203,7 @@ class UpstreamSettings(OriginSettings, frozen=True, kw_only=True, forbid_unknown
         return TlsProfile(
             verify=self.verify,
             ca_file=self.ca_file,
+            crl_file=self.crl_file,
             client_cert=self.client_cert,
             client_key=self.client_key,
             minimum=self.tls_minimum,

@@ -66,7 +66,10 @@ def destinations(
 
 def default_profile(settings: Settings) -> TlsProfile:
     """How TLS is spoken with upstreams that are not configured."""
-    return TlsProfile(ca_file=settings.defaults.ca_file, minimum=settings.defaults.tls_minimum)
+    defaults = settings.defaults
+    return TlsProfile(
+        ca_file=defaults.ca_file, crl_file=defaults.crl_file, minimum=defaults.tls_minimum
+    )
 
 
 def profiles(settings: Settings) -> list[TlsProfile]:

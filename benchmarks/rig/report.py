@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -49,7 +50,9 @@ def versions(python: str) -> dict[str, str]:
 
 
 def command(script: str, python: str = "python3") -> str:
-    return " ".join([python, f"benchmarks/{script}", *map(shlex.quote, sys.argv[1:])])
+    """What was called; where --json wrote to is nobody's business."""
+    told = re.sub(r" --json[ =]\S+", "", " " + shlex.join(sys.argv[1:]))
+    return f"{python} benchmarks/{script}{told}".rstrip()
 
 
 def table(heads: Sequence[str], words: int, rows: Iterable[Sequence[object]]) -> str:

@@ -410,10 +410,10 @@ def test_max_clients(warmproxy, origin) -> None:
         eventually(lambda: clients(proxy) == 8)
     eventually(lambda: clients(proxy) == 0)
     assert proxy.fetch(f"{web.url}/").status == 200
-    paused = events(proxy, "accept_paused")
-    assert [(line["clients"], line["shed"]) for line in paused] == [(10, 0)] * len(paused)
-    # the seven may be seen to go one by one, and each lets one in: far fewer lines than clients
-    assert len(events(proxy, "accept_resumed")) == len(paused) <= 3
+    eventually(lambda: events(proxy, "accept_resumed"))
+    (paused,) = events(proxy, "accept_paused")
+    assert (paused["clients"], paused["shed"]) == (10, 0)
+    assert len(events(proxy, "accept_resumed")) == 1
 
 
 def test_max_waiting_of_each_upstream(warmproxy, origin) -> None:
@@ -729,14 +729,16 @@ def test_out_of_descriptors(warmproxy, origin) -> None:
         assert _descriptors(proxy) < 256
         flood[0].sendall(request)  # who is in is served
         assert reply_on(flood[0]).status == 200
-        paused = events(proxy, "accept_paused")
-        assert {line["descriptors"] for line in paused} == {256 - 64}
-        assert sum(line["shed"] for line in paused) + len(web.open_connections()) == 60
-        assert len(paused) <= 4
+        (paused,) = events(proxy, "accept_paused")
+        assert paused["descriptors"] == 256 - 64
+        assert paused["shed"] > 0
+        left = len(web.open_connections())
     eventually(lambda: clients(proxy) == 0, says=proxy.log)
     wait_warm(proxy, web.url, 60)
     web.wait_open(60)
-    assert len(events(proxy, "accept_resumed")) == len(events(proxy, "accept_paused"))
+    eventually(lambda: events(proxy, "accept_resumed"), says=proxy.log)
+    (resumed,) = events(proxy, "accept_resumed")
+    assert resumed["shed"] + left == 60
     assert proxy.fetch(f"{web.url}/").status == 200
     assert "Traceback" not in proxy.log()
 

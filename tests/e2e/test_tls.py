@@ -484,7 +484,7 @@ def until_close(connection: Connection, request: Any) -> None:
 
 
 @BOTH
-def test_a_body_without_a_length(warmproxy, origin, pki, version) -> None:
+def test_row_47_a_body_without_a_length(warmproxy, origin, pki, version) -> None:
     """Row 47: only close_notify ends a body that has no length; a bare FIN may be somebody who cuts
     it, and the client gets a reset or an unfinished chunk stream, never a whole answer."""
     web = origin(until_close, tls=pki.server(version=version))
@@ -506,7 +506,7 @@ def test_a_body_without_a_length(warmproxy, origin, pki, version) -> None:
                 assert b"part of it" in body
 
 
-def test_a_body_with_a_length_that_is_cut(warmproxy, origin, pki) -> None:
+def test_row_47_a_body_with_a_length_that_is_cut(warmproxy, origin, pki) -> None:
     """Row 47: fewer bytes than Content-Length said reach the client as fewer, with an end."""
 
     def cut(connection: Connection, request: Any) -> None:
@@ -524,7 +524,7 @@ def test_a_body_with_a_length_that_is_cut(warmproxy, origin, pki) -> None:
     assert got.partition(b"\r\n\r\n")[2] == b"only this"
 
 
-def test_our_end_is_orderly(warmproxy, origin, pki) -> None:
+def test_row_47_our_end_is_orderly(warmproxy, origin, pki) -> None:
     """Row 47: a connection that we end gets a close_notify before its FIN."""
     web = origin(tls=pki.server())
     proxy = start(warmproxy, pki, web.url, tls=1)

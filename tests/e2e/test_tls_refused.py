@@ -56,8 +56,8 @@ def refused(proxy: Warmproxy, url: str, error: str, says: str = "") -> None:
 
 
 @pytest.mark.parametrize("what", CERTIFICATES)
-def test_an_untrusted_certificate(warmproxy, origin, pki, what) -> None:
-    """A certificate that does not prove the name is refused on pools that are to be warm and on
+def test_row_46_an_untrusted_certificate(warmproxy, origin, pki, what) -> None:
+    """Row 46: a certificate that does not prove the name is refused on pools that are to be warm and on
     those that are not, in TLS 1.2 and 1.3; the handshake ends before anything else is sent."""
     make, says = CERTIFICATES[what]
     certificate = make(pki)
@@ -74,6 +74,18 @@ def test_an_untrusted_certificate(warmproxy, origin, pki, what) -> None:
     cold = proxy.pools()[webs[1].url]
     assert (cold["fresh"], cold["dials_failed"] > 0) == (0, True)
     assert proxy.log_lines("dial_failed", says)
+
+
+def test_a_revoked_certificate(warmproxy, origin, pki) -> None:
+    """With crl_file a certificate that its authority has revoked is refused, and one that it has
+    not is served."""
+    revoked, good = pki.issue(*NAMES), pki.issue(*NAMES)
+    bad_web, good_web = (origin(tls=pki.server(cert)) for cert in (revoked, good))
+    trust = {"ca_file": str(pki.file), "crl_file": str(pki.revoke(revoked))}
+    proxy = warmproxy(config={"defaults": trust})
+    refused(proxy, bad_web.url, CERTIFICATE, "revoked")
+    assert bad_web.requests == []
+    assert proxy.fetch(f"{good_web.url}/").text == good_web.greeting
 
 
 def test_the_systems_authorities_do_not_know_ours(warmproxy, origin, pki) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import trustme
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -111,6 +111,23 @@ class Pki:
         now = datetime.datetime.now(datetime.UTC)
         day = datetime.timedelta(days=1)
         return self.issue(*NAMES, not_before=now - 3 * day, not_after=now - day)
+
+    def revoke(self, *revoked: trustme.LeafCert) -> Path:
+        """A revocation list of our authority that names these certificates."""
+        issuer = x509.load_pem_x509_certificate(self.ca.cert_pem.bytes())
+        key = serialization.load_pem_private_key(self.ca.private_key_pem.bytes(), None)
+        now = datetime.datetime.now(datetime.UTC)
+        day = datetime.timedelta(days=1)
+        lists = x509.CertificateRevocationListBuilder().issuer_name(issuer.subject)
+        lists = lists.last_update(now - day).next_update(now + day)
+        for leaf in revoked:
+            serial = x509.load_pem_x509_certificate(leaf.cert_chain_pems[0].bytes()).serial_number
+            entry = x509.RevokedCertificateBuilder().serial_number(serial)
+            lists = lists.add_revoked_certificate(entry.revocation_date(now - day).build())
+        path = self.folder / f"crl-{len(revoked)}.pem"
+        signed = lists.sign(key, hashes.SHA256())  # type: ignore[arg-type]
+        path.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        return path
 
     def server(
         self,

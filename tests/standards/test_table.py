@@ -28,7 +28,8 @@ def rows() -> dict[int, re.Match[str]]:
 def named() -> dict[int, set[str]]:
     """Names of the tests by the row that they name."""
     found: dict[int, set[str]] = defaultdict(set)
-    for file in sorted(Path(__file__).parent.glob("test_*.py")):
+    of_tls = (ROOT / "tests" / "e2e").glob("test_tls*.py")
+    for file in sorted([*Path(__file__).parent.glob("test_*.py"), *of_tls]):
         for node in ast.parse(file.read_text()).body:
             if isinstance(node, ast.FunctionDef) and (name := NAME.fullmatch(node.name)):
                 said = ast.get_docstring(node) or ""

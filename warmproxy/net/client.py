@@ -12,7 +12,7 @@ from warmproxy.errors import LimitReached, WarmproxyError
 from warmproxy.net.housekeeper import Housekeeper, Lease
 from warmproxy.net.tunnel import Tunnel, reset
 from warmproxy.net.upstream import WRITE_BUFFER
-from warmproxy.observe import Observer
+from warmproxy.observe import CloseReason, Observer
 from warmproxy.policy.access import is_loopback
 from warmproxy.protocol.exchange import Exchange, State, Terms
 from warmproxy.protocol.messages import (
@@ -225,7 +225,9 @@ class ClientConnection(asyncio.Protocol):
         if self._pinned:
             self._drop_pinned()
             return
-        self._run(self._exchange.upstream_ended(reset=reset))
+        lease = self._lease
+        alert = lease is not None and lease.connection.ended is CloseReason.TLS_ALERT
+        self._run(self._exchange.upstream_ended(reset=reset, alert=alert))
 
     def upstream_writable(self, writable: bool) -> None:
         self._upstream_full = not writable

@@ -337,7 +337,9 @@ class Housekeeper:
     async def _dial(self, pool: Pool) -> None:
         try:
             warm = self._warm_tcp(pool) if pool.origin.scheme == "https" else None
-            dialled = await self._dialer.dial(pool.origin, pool.settings.dial_timeout, warm)
+            urgent = pool.waiting > 0
+            timeout = pool.settings.dial_timeout
+            dialled = await self._dialer.dial(pool.origin, timeout, warm, urgent)
             conn = dialled.connection
             if conn.ended is not None:
                 raise DialClosed(f"{pool.origin.authority} accepted and closed at once")

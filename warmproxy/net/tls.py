@@ -79,6 +79,12 @@ def make_context(profile: TlsProfile) -> ssl.SSLContext:
             context.load_default_certs()
     except (OSError, ssl.SSLError) as error:
         raise StartError(f"ca_file {profile.ca_file}: {_why(error)}") from error
+    if profile.crl_file:
+        try:
+            context.load_verify_locations(profile.crl_file)
+        except (OSError, ssl.SSLError) as error:
+            raise StartError(f"crl_file {profile.crl_file}: {_why(error)}") from error
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     if profile.client_cert:
         try:
             context.load_cert_chain(profile.client_cert, profile.client_key or None, _no_password)

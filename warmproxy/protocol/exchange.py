@@ -329,8 +329,9 @@ class Exchange:
             self._broken_response(error)
         return self._take()
 
-    def upstream_ended(self, *, reset: bool) -> list[Action]:
-        """The upstream closed (`reset`: by RST, so that bytes may be missing)."""
+    def upstream_ended(self, *, reset: bool, alert: bool = False) -> list[Action]:
+        """The upstream closed (`reset`: by RST, so that bytes may be missing; `alert`: by a TLS
+        alert, as when it wants a client certificate)."""
         if self.state is not State.FORWARDING:
             return self._take()
         if self._response is not None:
@@ -353,9 +354,11 @@ class Exchange:
             self._out += (Retried(), Acquire(self._route.origin, Prefer.FRESH_ONLY))
         else:
             how = "reset the connection" if reset else "closed the connection"
+            how = "ended TLS with an alert" if alert else how
             when = "inside a response's head" if self._upstream_spoke else "before it answered"
             unsure = "" if self._idempotent else "; whether it was applied is not known"
-            self._answer(UpstreamGone(f"{self.origin} {how} {when}{unsure}"))
+            token = "tls_protocol_error" if alert else None
+            self._answer(UpstreamGone(f"{self.origin} {how} {when}{unsure}", token=token))
         return self._take()
 
     def head_timed_out(self) -> list[Action]:
