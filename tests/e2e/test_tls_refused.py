@@ -57,8 +57,8 @@ def refused(proxy: Warmproxy, url: str, error: str, says: str = "") -> None:
 
 @pytest.mark.parametrize("what", CERTIFICATES)
 def test_row_46_an_untrusted_certificate(warmproxy, origin, pki, what) -> None:
-    """Row 46: a certificate that does not prove the name is refused on pools that are to be warm and on
-    those that are not, in TLS 1.2 and 1.3; the handshake ends before anything else is sent."""
+    """Row 46: a certificate that does not prove the name is refused on pools that are to be warm
+    and on those that are not, in TLS 1.2 and 1.3; the handshake ends before anything is sent."""
     make, says = CERTIFICATES[what]
     certificate = make(pki)
     webs = [origin(tls=pki.server(certificate, version=v)) for v in ("1.2", "1.3")]
