@@ -7,7 +7,7 @@ import pytest
 import trustme
 
 from warmproxy.errors import StartError
-from warmproxy.net.tls import SESSIONS, Context, Contexts, make_context
+from warmproxy.net.tls import REMEMBER_EVERY, SESSIONS, Context, Contexts, make_context
 from warmproxy.settings import TlsProfile
 
 
@@ -171,5 +171,20 @@ def test_sessions_are_bounded(ca, files) -> None:
     session = ours.session
     assert session is not None
     context._sessions.update({str(n): session for n in range(SESSIONS)})
+    context._looked_at.update({str(n): 0.0 for n in range(SESSIONS)})
+    context.remember(ours)
+    assert list(context._sessions) == ["a.example"]
+
+
+def test_a_session_is_looked_for_once_a_second(ca, files) -> None:
+    """Reading one takes longer than all else that a release does, so most releases read none."""
+    context = Context(TlsProfile(ca_file=str(files / "ca.pem")))
+    ours, theirs = pair(context.ssl, serving(ca, ssl.TLSVersion.TLSv1_2), "a.example")
+    shake(ours, theirs)
+    context.remember(ours)
+    context._sessions.clear()
+    context.remember(ours)
+    assert context._sessions == {}
+    context._looked_at["a.example"] -= REMEMBER_EVERY
     context.remember(ours)
     assert list(context._sessions) == ["a.example"]
