@@ -8,6 +8,7 @@ something holds over a stretch (`always`). Both pause in `_tick`, the only sleep
 import contextlib
 import os
 import random
+import select
 import shutil
 import signal
 import socket
@@ -102,11 +103,13 @@ def need(tool: str) -> str:
 # Below the kernel's ephemeral range, so that no outgoing connection can take one.
 _PORTS = range(22000, 30000)
 _claims: list[socket.socket] = []
+CLAIMS = 200
+"""Held at once: many more than one test takes, and few enough for a limit of 1,024 descriptors."""
 _claims_lock = threading.Lock()
 
 
 def free_port() -> int:
-    """A loopback port that is ours until the test process ends, whatever else runs here.
+    """A loopback port that is ours until CLAIMS more were given, whatever else runs here.
 
     The claim is an abstract Unix socket of that number: the kernel gives it to one process and
     takes it back when that process is gone, so parallel runs never meet on a port.
@@ -122,6 +125,8 @@ def free_port() -> int:
             continue
         with _claims_lock:
             _claims.append(claim)
+            if len(_claims) > CLAIMS:
+                _claims.pop(0).close()
         return port
     raise AssertionError("no free port")
 
@@ -302,3 +307,11 @@ class Memory:
     def growth(self) -> int:
         """Bytes."""
         return (self._kib("VmHWM") - self._start) * 1024
+
+
+def takes_more(sock: socket.socket, seconds: float) -> bool:
+    """Whether the socket can be written to within so many seconds. By poll: select() knows no
+    descriptor beyond 1023, and a long run of tests gets there."""
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(seconds * 1000))

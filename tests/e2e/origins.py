@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from tests.e2e.harness import eventually, free_port, until_still
+from tests.e2e.harness import eventually, free_port, takes_more, until_still
 
 KEPT_BODY = 1 << 20
 BLOCK = bytes(range(251)) * 1044  # 256 KiB, of a length that no buffer's size divides
@@ -481,8 +481,7 @@ class Blackhole:
             self._filling.append(sock)
             sock.setblocking(False)
             sock.connect_ex(("127.0.0.1", self.port))
-            _, writable, _ = select.select([], [sock], [], 0.1)
-            if not writable:
+            if not takes_more(sock, 0.1):
                 return
         raise AssertionError("the backlog does not fill up")
 

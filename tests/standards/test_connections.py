@@ -1,10 +1,8 @@
 """Rows 34 to 48 of docs/standards.md: which connection serves whom, and for how long."""
 
-import select
-
 import pytest
 
-from tests.e2e.harness import always, eventually, free_port
+from tests.e2e.harness import always, eventually, free_port, takes_more
 from tests.standards.wire import OK, Client, paused, request, status_of, then_close
 
 LONG = 1 << 23
@@ -330,7 +328,7 @@ def test_row_45_an_early_answer_comes_through_a_full_pipe(client, web) -> None:
     web.answer = early
     client.send(request("POST", f"{web.url}/", f"Content-Length: {1 << 40}"))
     web.wait(1)
-    while select.select([], [client.sock], [], 0.2)[1]:
+    while takes_more(client.sock, 0.2):
         client.sock.send(b"x" * (1 << 14))
     web.gate.set()
     assert status_of(client.answer()) == 401
