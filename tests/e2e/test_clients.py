@@ -12,7 +12,7 @@ import os
 import pytest
 
 from tests.e2e.clients import CLIENTS
-from tests.e2e.harness import free_port, need
+from tests.e2e.harness import free_port, missing, need
 
 HOP_BY_HOP = ("proxy-connection", "proxy-authorization", "keep-alive", "te", "trailer")
 NAMES_THE_CLIENT = ("x-forwarded-for", "x-real-ip", "forwarded", "x-forwarded-host")
@@ -61,9 +61,10 @@ def test_client_over_https(warmproxy, origin, client, authority, name) -> None:
     assert proxy.count("warmproxy_requests_total", code_class="5xx") == 0
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="needs IPv6")
 def test_listens_on_ipv6_loopback(warmproxy, origin, run) -> None:
     """`--listen [::1]:PORT` is a proxy like the one on 127.0.0.1, and both can be had at once."""
+    if not os.path.exists("/proc/net/if_inet6"):
+        missing("IPv6")
     web = origin()
     port = free_port()
     proxy = warmproxy("--warm", f"{web.url}=1", "--listen", f"[::1]:{port}")

@@ -448,3 +448,23 @@ def test_the_least_recently_used_origin_is_forgotten_first(warmproxy, origin) ->
     assert set(proxy.pools()) == {origin_name(first.url), origin_name(third.url)}
     assert len(first.open_connections()) == 1
     assert proxy.fetch(f"{second.url}/again").status == 200
+
+
+def test_an_origin_that_is_being_asked_is_never_forgotten(warmproxy, origin) -> None:
+    """At max_origins with all others in use, the newest origin keeps its pool while it is asked:
+    its connection can end idle, and it can be asked again, without a trace of trouble."""
+    busy, other = origin(), origin()
+    proxy = warmproxy(config={"max_origins": 1})
+    with proxy.raw() as held:
+        held.sendall(f"GET {busy.url}/hold HTTP/1.1\r\nHost: {busy.authority}\r\n\r\n".encode())
+        busy.wait_open(1)
+        assert proxy.fetch(f"{other.url}/").status == 200
+        for connection in other.open_connections():
+            connection.fin()
+        other.wait_open(0)
+        assert proxy.fetch(f"{other.url}/again").status == 200
+        busy.gate.set()
+        assert held.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert proxy.count("warmproxy_requests_total", code_class="2xx") == 3
+    assert "Traceback" not in proxy.log()
+    assert "AssertionError" not in proxy.log()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.daemon import Warmproxy
-from tests.e2e.harness import eventually, free_port
+from tests.e2e.harness import eventually, free_port, missing
 from tests.e2e.origins import Connection
 from tests.e2e.tls_origins import NAMES, VERSIONS, Pki
 
@@ -130,7 +130,7 @@ def test_a_version_that_is_too_old(warmproxy, origin, pki, offers, minimum) -> N
     """TLS below 1.2, or below tls_minimum, is not spoken."""
     context = pki.server(version=offers)
     if offers == "1.1" and not speaks(VERSIONS["1.1"]):
-        pytest.skip("this OpenSSL cannot speak TLS 1.1")
+        missing("an OpenSSL that speaks TLS 1.1")
     web = origin(tls=context)
     settings = {"url": web.url, "warm": 0, "tls_minimum": minimum, "ca_file": str(pki.file)}
     proxy = warmproxy(config={"upstream": [settings]})

@@ -167,9 +167,9 @@ class Housekeeper:
             raise ShuttingDown("this proxy is shutting down")
         now = self._loop.time()
         pool = self.registry.use(origin, now)
-        if len(self.registry) > self._settings.max_origins:
-            self._let_go(now)
         conn = pool.acquire(waiter, prefer, now, self._alive)
+        if len(self.registry) > self._settings.max_origins:
+            self._let_go(now)  # by now this pool has a lease or a waiter, and stays
         self._plan_if_needed(pool, now)
         if conn is not None:
             return Lease(self, pool, conn)
@@ -252,7 +252,8 @@ class Housekeeper:
         for pool in self.registry.beyond_cap():
             while (conn := pool.oldest_idle()) is not None:
                 self._ended(pool, conn, CloseReason.SURPLUS, now)
-            self._changed.pop(pool.origin, None)
+            for memory in (self._changed, self._starved, self._warmed):
+                memory.pop(pool.origin, None)
             if (wake := self._wakes.pop(pool.origin, None)) is not None:
                 wake[1].cancel()
             self.registry.let_go(pool)

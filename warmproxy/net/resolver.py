@@ -38,13 +38,12 @@ class Resolver:
         if asking is None:
             asking = self._loop.create_task(self._ask(host, port), name=f"resolve {host}")
             self._asking[key] = asking
-            asking.add_done_callback(lambda _: self._asking.pop(key, None))
+            asking.add_done_callback(lambda task: self._answered(key, task))
         try:
             async with asyncio.timeout(timeout):
                 # one that stops waiting must not take the answer from the others
                 found = await asyncio.shield(asking)
         except TimeoutError:
-            asking.add_done_callback(_seen)
             raise NameTimeout(f"{host} did not resolve within {timeout:g} s") from None
         self._known[key] = (self._loop.time(), found)
         return found
@@ -52,6 +51,12 @@ class Resolver:
     def forget(self, host: str, port: int) -> None:
         """The addresses led nowhere: ask again next time."""
         self._known.pop((host, port), None)
+
+    def _answered(self, key: tuple[str, int], task: asyncio.Task[list[AddrInfo]]) -> None:
+        """Who still waits gets the outcome; where nobody does, a failure is no news."""
+        self._asking.pop(key, None)
+        if not task.cancelled():
+            task.exception()
 
     async def _ask(self, host: str, port: int) -> list[AddrInfo]:
         try:
@@ -68,12 +73,6 @@ class Resolver:
         if not found:
             raise NameNotFound(f"{host} has no address")
         return found
-
-
-def _seen(task: asyncio.Task[list[AddrInfo]]) -> None:
-    """Nobody waits for the look-up any more: its failure is no news."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _literal(host: str, port: int) -> list[AddrInfo]:
