@@ -90,6 +90,9 @@ class LogObserver(Observer):
     def churning(self, origin: Origin, closes: int, retry_in: float) -> None:
         self._limited("churning", origin, closes=closes, retry_in=round(retry_in, 3))
 
+    def held_back(self, origin: Origin, why: str, seconds: float) -> None:
+        event("held_back", level="warning", origin=str(origin), reason=why, seconds=round(seconds))
+
     def learned(self, origin: Origin, target_idle: int) -> None:
         self._limited("learned", origin, level="info", target_idle=target_idle)
 

@@ -25,6 +25,11 @@ class CloseReason(StrEnum):
     SURPLUS = "surplus"
     NOT_REUSABLE = "not_reusable"
     ADDRESS_GONE = "address_gone"
+    """The name no longer resolves to its address."""
+    SUSPECT = "suspect"
+    """A sibling to the same address failed, or the machine's network changed."""
+    HARMFUL = "harmful"
+    """Idle connections do the upstream harm."""
     SECURED = "secured"
     """A raw connection on which TLS was begun."""
     SHUTDOWN = "shutdown"
@@ -142,6 +147,9 @@ class Observer:
 
     def churning(self, origin: Origin, closes: int, retry_in: float) -> None:
         """The upstream keeps closing connections right after they were opened."""
+
+    def held_back(self, origin: Origin, why: str, seconds: float) -> None:
+        """Idle connections do the origin harm: it has none for so long."""
 
     def learned(self, origin: Origin, target_idle: int) -> None:
         """An origin that is not configured is warmed from now on, or (0) no longer."""

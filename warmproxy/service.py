@@ -127,7 +127,7 @@ class Service:
             proxy=addresses,
             gateways=[_address(sock) for sock in sockets.gateways] or None,
             admin=_address(sockets.admin) if sockets.admin is not None else None,
-            warm=[f"{pool.origin}={pool.sizing.target_idle(0.0)}" for pool in self._registry],
+            warm=[f"{pool.origin}={pool.target_idle(0.0)}" for pool in self._registry],
         )
         for upstream in self._settings.upstream:
             if not upstream.verify:
@@ -240,7 +240,7 @@ class Service:
                 pool.active,
                 pool.dialling,
                 pool.waiting,
-                pool.sizing.target_idle(now),
+                pool.target_idle(now),
                 tuple((kind, lim.seconds) for kind, lim in limits if lim.seconds < inf),
             )
             if pool.origin in registry.configured:

@@ -17,7 +17,7 @@ from warmproxy.policy.sizing import Learned
 def learned(*ages: float) -> IdleLimit:
     limit = IdleLimit()
     for age in ages:
-        limit.closed(age)
+        limit.closed(age, 0.0)
     return limit
 
 
@@ -126,20 +126,20 @@ def test_methods_in_lower_case_are_other_methods():
 def test_an_origin_is_learned_after_k_requests_in_the_window_and_forgotten_in_the_quiet():
     sizing = Learned(requests=3, window=60.0, count=2, quiet=300.0)
     for now in (0.0, 50.0, 100.0):
-        sizing.asked(now)
-    assert sizing.target_idle(100.0) == 0, "three, but not within a minute"
-    sizing.asked(109.0)
-    assert sizing.target_idle(109.0) == 2
+        sizing.asked(now, 0)
+    assert sizing.target_idle(100.0, 0, 0.0, inf) == 0, "three, but not within a minute"
+    sizing.asked(109.0, 0)
+    assert sizing.target_idle(109.0, 0, 0.0, inf) == 2
     assert sizing.changes_at(109.0) == 409.0
-    assert sizing.target_idle(408.9) == 2
-    assert sizing.target_idle(409.0) == 0
+    assert sizing.target_idle(408.9, 0, 0.0, inf) == 2
+    assert sizing.target_idle(409.0, 0, 0.0, inf) == 0
 
 
 def test_learning_can_be_switched_off():
     sizing = Learned(requests=0, window=60.0, count=2, quiet=300.0)
     for _ in range(10):
-        sizing.asked(1.0)
-    assert sizing.target_idle(1.0) == 0
+        sizing.asked(1.0, 0)
+    assert sizing.target_idle(1.0, 0, 0.0, inf) == 0
 
 
 def test_nothing_said_means_loopback_only():

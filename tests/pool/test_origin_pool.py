@@ -34,6 +34,9 @@ class Said(Observer):
     def churning(self, origin, closes, retry_in):
         self.events.append(f"churning {closes}")
 
+    def held_back(self, origin, why, seconds):
+        self.events.append(f"held_back {seconds:g}")
+
 
 def make(warm=0, *, observer=None, rate=100.0, rng=lambda: 1.0, **settings) -> Pool:
     return OriginPool(
@@ -398,9 +401,9 @@ def test_what_is_due_stays_while_no_successor_can_be_dialled():
     assert pool.acquire("w", Prefer.USED, 100.0, alive) == 1
 
 
-def taught(limit=5.0) -> Pool:
+def taught(limit=5.0, **settings) -> Pool:
     """A pool of three whose upstream closed all of them at one age, and that has three new ones."""
-    pool = filled(3, rng=lambda: 0.0)
+    pool = filled(3, rng=lambda: 0.0, **settings)
     for conn in (1, 2, 3):
         pool.closed(conn, CloseReason.UPSTREAM_EOF, limit)
     for conn in (4, 5, 6):
@@ -439,8 +442,7 @@ def test_one_due_connection_stays_open_as_the_canary_that_can_disprove_the_limit
 
 
 def test_a_canary_ends_with_its_max_age_whatever_the_pool_needs():
-    pool = taught(5.0)
-    pool.settings = OriginSettings(max_age=20.0)
+    pool = taught(5.0, max_age=20.0)
     for conn in (7, 8, 9):
         dial(pool, conn, 9.7)
     for conn, why in pool.plan(9.7).evict:

@@ -16,6 +16,7 @@ from warmproxy.settings import OriginSettings
 
 WARM = 3
 CAP = 6
+PLACES = ("10.0.0.1", "10.0.0.2")
 THEIRS = (CloseReason.UPSTREAM_EOF, CloseReason.UPSTREAM_RESET, CloseReason.UNSOLICITED_DATA)
 
 
@@ -74,11 +75,36 @@ class PoolMachine(RuleBasedStateMachine):
             self.dialling += 1
 
     @precondition(lambda self: self.dialling)
-    @rule()
-    def dial_succeeds(self) -> None:
+    @rule(place=st.sampled_from(PLACES))
+    def dial_succeeds(self, place: str = PLACES[0]) -> None:
         conn = next(self.ids)
         self.dialling -= 1
-        self.served(conn, self.pool.dial_succeeded(conn, 0.01, self.now), used=False)
+        self.served(conn, self.pool.dial_succeeded(conn, 0.01, self.now, place), used=False)
+
+    @rule(count=st.integers(0, 2 * CAP), seconds=st.sampled_from([0.0, 2.0, 40.0]))
+    def boost(self, count: int, seconds: float) -> None:
+        self.pool.boost(count, self.now + seconds, "asked", self.now)
+
+    @rule()
+    def harm(self) -> None:
+        self.pool.harmed("it says 503 to idle connections", self.now)
+        assert self.pool.target_idle(self.now) == 0
+
+    @rule(places=st.frozensets(st.sampled_from(PLACES)))
+    def locate(self, places: frozenset[str]) -> None:
+        self.pool.located(places, self.now)
+
+    @rule(place=st.sampled_from([None, *PLACES]))
+    def suspect(self, place: str | None) -> None:
+        assert set(self.pool.suspect(place, self.now)) <= set(self.idle)
+
+    @precondition(lambda self: self.idle)
+    @rule(data=st.data())
+    def take(self, data: st.DataObject) -> None:
+        conn = data.draw(st.sampled_from(sorted(self.idle)))
+        del self.idle[conn]
+        self.pool.take(conn, self.now)
+        self.active[conn] = -1
 
     @precondition(lambda self: self.dialling)
     @rule()
@@ -189,6 +215,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.pool.closed(conn, CloseReason.NOT_REUSABLE, self.now)
         for waiter in list(self.waiting):
             self.cancel_all(waiter)
+        self.now = max(self.now, self.pool.guard.until)  # left alone long enough
         for _ in range(200):
             while self.dialling:
                 self.dial_succeeds()

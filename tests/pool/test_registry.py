@@ -40,7 +40,7 @@ def test_an_https_upstream_has_a_pool_for_tunnels_and_one_for_finished_tls_where
         registry: Registry[int, str] = Registry(
             Settings(upstream=(config,)), Observer(), lambda: 0.5, 0.0
         )
-        return registry, [(str(p.origin), p.sizing.target_idle(0.0)) for p in registry], config
+        return registry, [(str(p.origin), p.target_idle(0.0)) for p in registry], config
 
     registry, pools, config = origins()
     assert pools == [("tcp://a:443", 2)]

@@ -38,7 +38,7 @@ class Readiness:
         """(origin, ready, why) for each of the configured pools."""
         said = []
         for pool in pools:
-            target = pool.sizing.target_idle(now)
+            target = pool.target_idle(now)
             if pool.idle + pool.active >= target:
                 self._warmed.add(pool.origin)
             have = f"{pool.idle} of {target} warm"
@@ -121,7 +121,7 @@ def _pool(pool: AnyPool, configured: bool, now: float) -> dict[str, Any]:
         "origin": str(pool.origin),
         "configured": configured,
         "verified": None if tls is None else "unverified" not in tls.split(" "),
-        "target_idle": pool.sizing.target_idle(now),
+        "target_idle": pool.target_idle(now),
         "fresh": pool.fresh,
         "used": pool.used,
         "active": pool.active,
@@ -133,6 +133,9 @@ def _pool(pool: AnyPool, configured: bool, now: float) -> dict[str, Any]:
             for kind, limit in (("fresh", pool.limits[False]), ("used", pool.limits[True]))
         },
         "canaries": pool.canaries,
+        "held_back": {"reason": pool.guard.why, "seconds": round(pool.guard.until - now, 3)}
+        if now < pool.guard.until
+        else None,
         "last_close": last
         and {
             "reason": last.reason,

@@ -365,7 +365,7 @@ class Housekeeper:
                 tally.dial_seconds["tls"].observe(dialled.tls)
             conn.on_idle_end = self._idle_ended
             cost = dialled.dns + dialled.tcp + dialled.tls
-            waiter = pool.dial_succeeded(conn, cost, self._loop.time())
+            waiter = pool.dial_succeeded(conn, cost, self._loop.time(), conn.peer)
             if waiter is not None:
                 self._serve(pool, waiter, conn)
             elif conn.early:
@@ -400,7 +400,7 @@ class Housekeeper:
     def _tell_if_learned(self, pool: Pool, now: float) -> None:
         if pool.origin in self.registry.configured:
             return
-        target = pool.sizing.target_idle(now)
+        target = pool.target_idle(now)
         if self._warmed.get(pool.origin, False) != bool(target):
             if target:
                 self._warmed[pool.origin] = True

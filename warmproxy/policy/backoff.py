@@ -53,6 +53,14 @@ class DialBudget:
         self._level = self.burst
         self._since = 0.0
 
+    def widen(self, rate: float, burst: float, now: float) -> None:
+        """Allow at least so much; what is new of the burst may go at once."""
+        self._fill(now)
+        self.rate = max(self.rate, rate)
+        if burst > self.burst:
+            self._level += burst - self.burst
+            self.burst = burst
+
     def available(self, now: float) -> int:
         """Refill dials that may start at `now`."""
         self._fill(now)

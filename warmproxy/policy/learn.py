@@ -28,17 +28,22 @@ MARGIN_SECONDS = 0.5
 class IdleLimit:
     """`seconds` is the idle age at which the upstream closes; inf while nothing is known."""
 
-    __slots__ = ("_ages", "seconds")
+    __slots__ = ("_ages", "_hint", "seconds")
 
     def __init__(self) -> None:
         self._ages: deque[float] = deque(maxlen=REMEMBERED)
+        self._hint = inf
         self.seconds = inf
 
-    def closed(self, age: float) -> None:
+    def closed(self, age: float, now: float) -> None:
         """The upstream closed a connection that had been idle for `age` seconds."""
         if age >= SHORTEST:
             self._ages.append(age)
             self.seconds = self._judge()
+
+    def hinted(self, seconds: float) -> None:
+        """The upstream said that it closes after so many idle seconds."""
+        self._hint = seconds
 
     def survived(self, age: float) -> None:
         """A connection is still open after `age` idle seconds: shorter closes were no limit."""
@@ -54,7 +59,7 @@ class IdleLimit:
     def safe(self, rtt: float) -> float:
         """The idle age up to which a connection can be used without racing the close: the limit
         less the largest of 10 %, two round trips and 0.5 s."""
-        limit = self.seconds
+        limit = min(self.seconds, self._hint)
         if limit == inf:
             return inf
         return max(0.0, limit - max(limit * MARGIN_SHARE, 2 * rtt, MARGIN_SECONDS))

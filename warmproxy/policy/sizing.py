@@ -8,11 +8,15 @@ from typing import Protocol
 class Sizing(Protocol):
     """Answers `target_idle`; is told of each request, so that demand can move the answer."""
 
-    def asked(self, now: float) -> None:
-        """A request for the origin came."""
+    def asked(self, now: float, active: int) -> None:
+        """A request for the origin came while `active` connections were in use."""
 
-    def target_idle(self, now: float) -> int:
-        """Idle connections there should be at `now`."""
+    def target_idle(self, now: float, active: int, dial: float, lives: float) -> int:
+        """Idle connections there should be at `now`, beside `active` ones in use.
+
+        `dial`: seconds that a dial takes (0: not known). `lives`: seconds that an idle connection
+        can be held before it has to be replaced (inf: not known).
+        """
 
     def changes_at(self, now: float) -> float:
         """When the answer may change with no further request (inf: never)."""
@@ -26,10 +30,10 @@ class Fixed:
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def asked(self, now: float) -> None:
+    def asked(self, now: float, active: int) -> None:
         pass
 
-    def target_idle(self, now: float) -> int:
+    def target_idle(self, now: float, active: int, dial: float, lives: float) -> int:
         return self.count
 
     def changes_at(self, now: float) -> float:
@@ -52,7 +56,7 @@ class Learned:
         self._last = -inf
         self._warm = False
 
-    def asked(self, now: float) -> None:
+    def asked(self, now: float, active: int) -> None:
         self._last = now
         if self._warm or not self.requests:
             return
@@ -61,7 +65,7 @@ class Learned:
             self._warm = True
             self._asked.clear()
 
-    def target_idle(self, now: float) -> int:
+    def target_idle(self, now: float, active: int, dial: float, lives: float) -> int:
         if self._warm and now - self._last >= self.quiet:
             self._warm = False
         return self.count if self._warm else 0

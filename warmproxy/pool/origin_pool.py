@@ -7,20 +7,18 @@
                        (back-off)                    (gone)              (gone)
 
 A state is the shelf where a connection is; a connection is on exactly one. Rules:
-* Both idle shelves are last-in first-out: the newest are used, the oldest age out.
 * `plan` is level-triggered: the shortage is computed from what is, so that no lost event can lose
   a refill, and asking twice gives the same answer.
 * A dial belongs to the pool. Waiters are served first come first served by whatever connection
   comes first; one failed dial fails at most one waiter, the one that waited longest. While an
   origin restarts (it worked lately and refuses now) waiters wait on, for dial_retry_for.
 * A release never evicts for surplus (that would cost one dial per request): surplus leaves by age.
-* Replace before retire: a connection that is due counts as missing, and goes when its successor
-  is there. One of each kind that is due by a *learned* limit stays behind as the canary, on no
-  shelf: its end says whether the limit is (still) true.
+* Replace before retire: a connection that is due (shelves.py) counts as missing, and goes when
+  its successor is there.
 Connections (`C`) and waiters (`W`) are opaque here; times are seconds of one monotonic clock.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice, takewhile
@@ -32,9 +30,11 @@ from warmproxy.observe import CloseReason, Observer, Outcome, Tally
 from warmproxy.origin import Origin
 from warmproxy.policy import retire
 from warmproxy.policy.backoff import Backoff, DialBudget
+from warmproxy.policy.guard import Guard
 from warmproxy.policy.learn import SHORTEST, IdleLimit
 from warmproxy.policy.retry import Prefer
 from warmproxy.policy.sizing import Sizing
+from warmproxy.pool.shelves import Entry, Shelves
 from warmproxy.settings import OriginSettings
 
 C = TypeVar("C")
@@ -44,20 +44,10 @@ WORKED_WITHIN = 300.0
 """Seconds: an origin that worked so recently and refuses is likely being restarted."""
 RETRY_PAUSE = 0.05
 """Seconds between the dials of waiters while it is."""
-
-
-@dataclass(slots=True)
-class _Entry:
-    """What the pool knows of one connection."""
-
-    opened: float
-    spread: float
-    """Factor for its limits, so that it is not replaced together with its siblings."""
-    cost: float
-    """Seconds that the dial took: what a hit saves, and about one round trip."""
-    since: float
-    """Idle or active since."""
-    used: bool = False
+DIALS_A_SECOND = 2.0
+"""Refills for each connection of the target, where dial_budget says nothing."""
+DIAL_DECAY = 0.9
+"""Per dial: how fast a slow one is forgotten."""
 
 
 @dataclass(slots=True)
@@ -105,30 +95,22 @@ class OriginPool(Generic[C, W]):
         self.dialling = 0
         self.last_close: LastClose | None = None
         self.last_error: str | None = None
-        self.limits = {False: IdleLimit(), True: IdleLimit()}
-        """The learned idle limits, by `used`."""
+        self.guard = Guard()
+        self.boosts: dict[str, tuple[int, float]] = {}
+        """Why -> how many idle connections there should be at the least, and until when."""
         self.dial_failures = Backoff(settings.backoff_max, rng)
         self.churn = Backoff(settings.backoff_max, rng)
         """Connections that died right after they were opened."""
         self._budget = budget
         self._observer = observer
         self._rng = rng
-        self._fresh: OrderedDict[C, _Entry] = OrderedDict()
-        self._used: OrderedDict[C, _Entry] = OrderedDict()
-        self._active: dict[C, _Entry] = {}
-        self._canaries: dict[C, _Entry] = {}
+        self._shelves: Shelves[C] = Shelves(settings)
+        self._active: dict[C, Entry] = {}
         self._waiting: OrderedDict[W, _Waiter] = OrderedDict()
         self._gaps: list[float] = []
-        self._check_at = inf
-        """No idle connection is due before this."""
-        self._due: dict[C, CloseReason] = {}
-        """Idle connections that are to be replaced, used ones first."""
-        self._stale: dict[C, CloseReason] = {}
-        """Fresh connections that go if they are surplus."""
-        self._expired: dict[C, CloseReason] = {}
-        """Canaries that are too old."""
         self._accounted = now
-        self._rtt = 0.0
+        self._dial = 0.0
+        """Seconds that a dial takes: a high one of the last."""
         self._worked_at = -inf
         self._retry_at = -inf
         """While an origin restarts: when its waiters' next dial, one for all, may go."""
@@ -139,15 +121,15 @@ class OriginPool(Generic[C, W]):
 
     @property
     def fresh(self) -> int:
-        return len(self._fresh)
+        return len(self._shelves.fresh)
 
     @property
     def used(self) -> int:
-        return len(self._used)
+        return len(self._shelves.used)
 
     @property
     def idle(self) -> int:
-        return len(self._fresh) + len(self._used)
+        return len(self._shelves)
 
     @property
     def active(self) -> int:
@@ -155,7 +137,7 @@ class OriginPool(Generic[C, W]):
 
     @property
     def canaries(self) -> int:
-        return len(self._canaries)
+        return len(self._shelves.canaries)
 
     @property
     def waiting(self) -> int:
@@ -164,21 +146,42 @@ class OriginPool(Generic[C, W]):
     @property
     def open(self) -> int:
         """Connections that hold a descriptor, and dials that will."""
-        return self.idle + len(self._active) + len(self._canaries) + self.dialling
+        return self.idle + len(self._active) + self.canaries + self.dialling
+
+    @property
+    def limits(self) -> dict[bool, IdleLimit]:
+        """The learned idle limits, by `used`."""
+        return self._shelves.limits
+
+    def target_idle(self, now: float) -> int:
+        """Idle connections there should be: what demand, schedules and requests for it say, but
+        none while the origin is left alone."""
+        if now < self.guard.until:
+            return 0
+        lives = self._shelves.limits[False].safe(self._shelves.rtt)
+        wanted = self.sizing.target_idle(now, len(self._active), self._dial, lives)
+        for count, until in self.boosts.values():
+            if count > wanted and now < until:
+                wanted = count
+        return min(wanted, self.settings.max_connections)
 
     def connections(self) -> Iterator[C]:
         """All of them, whatever their state."""
-        for shelf in (self._fresh, self._used, self._active, self._canaries):
-            yield from shelf
+        return chain(self._shelves, self._active)
+
+    def places(self) -> Counter[str]:
+        """Open connections by address."""
+        places = self._shelves.count_places()
+        places.update(entry.place for entry in self._active.values())
+        return places
 
     def oldest_age(self, now: float) -> float:
         """Age in seconds of the oldest idle connection, 0 where there is none."""
-        shelves = (self._fresh, self._used)
-        return max((now - e.opened for shelf in shelves for e in shelf.values()), default=0.0)
+        return max((now - entry.opened for entry in self._shelves.entries()), default=0.0)
 
     def oldest_idle(self) -> C | None:
         """What to give up first where descriptors are scarce."""
-        return next(chain(self._canaries, self._used, self._fresh), None)
+        return next(iter(self._shelves), None)
 
     def was_used(self, conn: C) -> bool:
         """Whether a leased connection served a request before this lease."""
@@ -193,8 +196,8 @@ class OriginPool(Generic[C, W]):
         return sum(1 for _ in picky) > self.dialling
 
     def is_let_go(self) -> bool:
-        """Whether nobody would miss this pool: no lease, no waiter, no dial."""
-        return not (self._active or self._waiting or self.dialling)
+        """Whether nobody would miss this pool: no lease, no waiter, no dial, no wish for it."""
+        return not (self._active or self._waiting or self.dialling or self.boosts)
 
     def __repr__(self) -> str:
         return (
@@ -213,18 +216,14 @@ class OriginPool(Generic[C, W]):
         caller has closed it then). Raises LimitReached where the line is full.
         """
         self.account(now)
-        self.sizing.asked(now)
-        shelves = (self._used, self._fresh) if prefer is Prefer.USED else (self._fresh, self._used)
-        for shelf in shelves[:1] if prefer is Prefer.FRESH_ONLY else shelves:
-            while shelf:
-                conn, entry = shelf.popitem()
-                self._forget(conn)
-                dead = alive(conn)
-                if dead is None:
-                    return self._lease(
-                        conn, entry, Outcome.USED if entry.used else Outcome.FRESH, now
-                    )
-                self._gone(entry, dead, now)
+        self.sizing.asked(now, len(self._active))
+        used_first, fresh_only = prefer is Prefer.USED, prefer is Prefer.FRESH_ONLY
+        while taken := self._shelves.take(used_first=used_first, fresh_only=fresh_only):
+            conn, entry = taken
+            dead = alive(conn)
+            if dead is None:
+                return self._lease(conn, entry, Outcome.USED if entry.used else Outcome.FRESH, now)
+            self._gone(entry, dead, now)
         if len(self._waiting) >= self.settings.max_waiting:
             self.tally.acquires[Outcome.FAILED] += 1
             raise LimitReached(
@@ -244,6 +243,7 @@ class OriginPool(Generic[C, W]):
         self.account(now)
         entry = self._active.pop(conn)
         entry.used = True
+        entry.suspect = False
         entry.since = self._worked_at = now
         self.churn.succeeded()
         return self._offer(conn, entry, now, Outcome.WAITED)
@@ -251,51 +251,83 @@ class OriginPool(Generic[C, W]):
     def closed(self, conn: C, reason: CloseReason, now: float) -> None:
         """A connection is gone: closed by them or by us, whichever shelf it was on."""
         self.account(now)
-        self._forget(conn)
         if (entry := self._active.pop(conn, None)) is not None:
             entry.used = True
             self._gone(entry, reason, now, was_idle=False)
             return
-        entry = self._canaries.pop(conn, None)
-        if entry is None:
-            entry = self._fresh.pop(conn, None) or self._used.pop(conn)
-            if self.idle < self.sizing.target_idle(now):
-                self._gaps.append(now)
+        entry, was_on_shelf = self._shelves.remove(conn)
+        if was_on_shelf and self.idle < self.target_idle(now):
+            self._gaps.append(now)
         self._gone(entry, reason, now)
 
     def evict(self, conn: C, reason: CloseReason, now: float) -> bool:
         """Carry out one eviction of a plan: True if the connection is to be closed, False if it
         stays open as the canary of its kind."""
-        entry = self._fresh.get(conn) or self._used.get(conn)
-        if (
-            reason is CloseReason.IDLE_LIMIT
-            and entry is not None
-            and self.limits[entry.used].seconds < inf
-            and not any(c.used == entry.used for c in self._canaries.values())
-        ):
+        if reason is CloseReason.IDLE_LIMIT and self._shelves.find(conn) is not None:
             self.account(now)
-            self._forget(conn)
-            del (self._used if entry.used else self._fresh)[conn]
-            self._canaries[conn] = entry
-            self._check_at = now
-            return False
+            if self._shelves.keep_as_canary(conn, now):
+                return False
         self.closed(conn, reason, now)
         return True
+
+    def take(self, conn: C, now: float) -> None:
+        """An idle connection leaves its shelf for our own use, which no client sees; it comes
+        back by `release`."""
+        self.account(now)
+        entry, _ = self._shelves.remove(conn)
+        entry.since = now
+        self._active[conn] = entry
+
+    def hinted(self, conn: C, seconds: float) -> None:
+        """The upstream said on this active connection how long it keeps it idle (RFC 2068,
+        19.7.1.1: Keep-Alive: timeout)."""
+        if conn in self._active:
+            self._shelves.limits[True].hinted(seconds)
+
+    def located(self, places: frozenset[str], now: float) -> None:
+        """The addresses that the origin's name resolves to now (none: not known). Idle connections
+        to others are replaced."""
+        self._shelves.located(places, now)
+
+    def suspect(self, place: str | None, now: float) -> list[C]:
+        """Something happened to a connection to this address (None: to the network itself): the
+        idle ones there are replaced, and handed out last until then. Which they are, for a
+        liveness test at once."""
+        return self._shelves.suspect(place, now)
+
+    def boost(self, count: int, until: float, why: str, now: float) -> None:
+        """Hold at least so many idle connections until then; `count` 0 ends what `why` began."""
+        self.account(now)
+        self.boosts.pop(why, None)
+        if count > 0 and until > now:
+            self.boosts[why] = (count, until)
+            rate = self.settings.dial_budget or DIALS_A_SECOND * count
+            self._budget.widen(rate, max(rate, count), now)
+
+    def harmed(self, why: str, now: float) -> None:
+        """Idle connections do the origin harm: it is left alone for a while."""
+        if self.guard.harmed(why, now):
+            self._shelves.refuse(CloseReason.HARMFUL, now)
+            self._observer.held_back(self.origin, why, self.guard.until - now)
 
     def dial_started(self, now: float) -> None:
         self.dialling += 1
         self._budget.charge(now)
 
-    def dial_succeeded(self, conn: C, cost: float, now: float) -> W | None:
-        """A connection is there, after `cost` seconds: for the waiter returned, or idle."""
+    def dial_succeeded(
+        self, conn: C, cost: float, now: float, place: str = "", *, primed: bool = False
+    ) -> W | None:
+        """A connection to the address `place` is there, after `cost` seconds: for the waiter
+        returned, or idle. `primed`: it has served a request of our own."""
         self.account(now)
         self.dialling -= 1
         self.tally.dials["ok"] += 1
         if failures := self.dial_failures.succeeded():
             self._observer.dial_recovered(self.origin, failures)
         self._worked_at, self._retry_at = now, -inf
-        self._rtt = min(self._rtt, cost) or cost
-        entry = _Entry(now, retire.spread(self._rng), cost, now)
+        self._shelves.rtt = min(self._shelves.rtt, cost) or cost
+        self._dial = max(cost, self._dial * DIAL_DECAY)
+        entry = Entry(now, retire.spread(self._rng), cost, now, place, used=primed)
         return self._offer(conn, entry, now, Outcome.DIALLED)
 
     def dial_failed(self, error: DialError, now: float) -> list[W]:
@@ -338,46 +370,52 @@ class OriginPool(Generic[C, W]):
 
     def plan(self, now: float) -> Plan[C]:
         """What should be done now. Changes nothing that another call would not change as well."""
-        self._judge_ages(now)
-        target = self.sizing.target_idle(now)
-        evict = self._evictions(target)
+        if self.guard.until <= now:
+            self._shelves.refuse(None, now)
+        for why in [why for why, (_, until) in self.boosts.items() if until <= now]:
+            del self.boosts[why]
+        self._shelves.judge(now)
+        target = self.target_idle(now)
+        evict = self._shelves.leaving(target)
         # the room that an eviction makes is there once it is carried out: a canary makes none
         room = self.settings.max_connections - self.open
         for_waiters, waiters_at = self._dials_for_waiters(now)
         if for_waiters > room:
             # only requests that will not take a used connection wait beside one: it makes room
             gone = {conn for conn, _ in evict}
-            oldest = [conn for conn in self._used if conn not in gone][: for_waiters - max(0, room)]
+            used = (conn for conn in self._shelves.used if conn not in gone)
+            oldest = list(islice(used, for_waiters - max(0, room)))
             evict += [(conn, CloseReason.SURPLUS) for conn in oldest]
             room += len(oldest)
         for_waiters = max(0, min(for_waiters, room))
         refills, retry_at = self._refills(target, room - for_waiters, now)
-        wake_at = min(self._check_at, self.sizing.changes_at(now), retry_at, waiters_at)
+        wake_at = min(self._shelves.check_at, self._target_changes_at(now), retry_at, waiters_at)
         return Plan(for_waiters + refills, tuple(evict), wake_at)
 
     def settled_until(self, now: float) -> float:
         """Until when a plan would hold nothing to do, unless something happens; `now` where it
         may. Much cheaper than a plan: asked at every acquire and release."""
-        idle = len(self._fresh) + len(self._used)
-        target = self.sizing.target_idle(now)
-        if self._waiting or idle - len(self._due) + self.dialling < target:
+        shelves = self._shelves
+        idle, due = len(shelves), len(shelves.due)
+        target = self.target_idle(now)
+        if self._waiting or idle - due + self.dialling < target:
             return now
-        if idle > target and (self._due or self._stale):
+        if idle > target and (due or shelves.stale):
             return now
-        return self._check_at
+        return min(shelves.check_at, self._target_changes_at(now))
 
     def account(self, now: float) -> None:
         """Bring the sums over time (idle socket-seconds, seconds below target) up to `now`."""
         passed, self._accounted = now - self._accounted, now
         if passed > 0:
-            idle = len(self._fresh) + len(self._used)
+            idle = len(self._shelves)
             self.tally.idle_socket_seconds += passed * idle
-            if idle < self.sizing.target_idle(now):
+            if idle < self.target_idle(now):
                 self.tally.below_target_seconds += passed
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────
 
-    def _lease(self, conn: C, entry: _Entry, outcome: Outcome, now: float) -> C:
+    def _lease(self, conn: C, entry: Entry, outcome: Outcome, now: float) -> C:
         if now - entry.since >= SHORTEST:
             self.churn.succeeded()
         entry.since = now
@@ -387,7 +425,7 @@ class OriginPool(Generic[C, W]):
             self.tally.saved_seconds += entry.cost
         return conn
 
-    def _offer(self, conn: C, entry: _Entry, now: float, outcome: Outcome) -> W | None:
+    def _offer(self, conn: C, entry: Entry, now: float, outcome: Outcome) -> W | None:
         """Give a connection to the first waiter that may have it, else put it on its shelf."""
         for waiter, w in self._waiting.items():
             if entry.used and w.prefer is Prefer.FRESH_ONLY:
@@ -398,22 +436,20 @@ class OriginPool(Generic[C, W]):
                 outcome = Outcome.WAITED
             self._lease(conn, entry, outcome, now)
             return waiter
-        (self._used if entry.used else self._fresh)[conn] = entry
-        at = min(self._due_of(entry).at, now + self.settings.idle_timeout)
-        self._check_at = min(self._check_at, at)
+        self._shelves.put(conn, entry, now)
         if self._gaps and not entry.used:
             self.tally.redial_gap.observe(now - self._gaps.pop(0))
         return None
 
-    def _gone(self, entry: _Entry, reason: CloseReason, now: float, was_idle: bool = True) -> None:
+    def _gone(self, entry: Entry, reason: CloseReason, now: float, was_idle: bool = True) -> None:
         age = now - entry.since
         self.last_close = LastClose(reason, now, age)
         self.tally.closed[reason] += 1
         if not entry.used:
             self.tally.dials_wasted += 1
         if reason in (CloseReason.UPSTREAM_EOF, CloseReason.UNSOLICITED_DATA) and was_idle:
-            self.limits[entry.used].closed(age)
-            self._check_at = now  # what is still idle may be due by the new limit
+            self._shelves.limits[entry.used].closed(age, now)
+            self._shelves.check_at = now  # what is still idle may be due by the new limit
         if not was_idle or entry.used or reason not in _THEIRS:
             return
         if age >= SHORTEST:
@@ -421,55 +457,14 @@ class OriginPool(Generic[C, W]):
         elif self.churn.failed(now):
             self._observer.churning(self.origin, self.churn.failures, self.churn.not_before - now)
 
-    def _due_of(self, entry: _Entry) -> retire.Due:
-        limit = self.limits[entry.used].safe(self._rtt)
-        if entry.used:
-            limit = min(limit, self.settings.idle_timeout)
-        max_age = self.settings.max_age
-        return retire.due(entry.opened, entry.since, entry.spread, max_age, limit)
-
-    def _judge_ages(self, now: float) -> None:
-        """Find out which idle connections are due, at most once per moment at which one can be."""
-        if now < self._check_at:
-            return
-        check_at = inf
-        self._due.clear()
-        self._stale.clear()
-        self._expired.clear()
-        for conn, entry in self._canaries.items():
-            limit = self.limits[entry.used]
-            if now - entry.since >= limit.probe_at:
-                limit.survived(now - entry.since)
-            end = retire.due(entry.opened, entry.since, entry.spread, self.settings.max_age, inf).at
-            if end <= now:
-                self._expired[conn] = CloseReason.MAX_AGE
-            check_at = min(check_at, entry.since + limit.probe_at)
-        for shelf in (self._used, self._fresh):
-            for conn, entry in shelf.items():
-                due = self._due_of(entry)
-                stale_at = entry.since + self.settings.idle_timeout
-                if due.at <= now:
-                    self._due[conn] = due.reason
-                elif stale_at <= now:
-                    self._stale[conn] = CloseReason.SURPLUS
-                    check_at = min(check_at, due.at)
-                else:
-                    check_at = min(check_at, due.at, stale_at)
-        self._check_at = check_at
-
-    def _evictions(self, target: int) -> list[tuple[C, CloseReason]]:
-        """Of the due and the stale ones those that are not needed to reach the target."""
-        if not (self._due or self._stale or self._expired):
-            return []
-        surplus = max(0, self.idle - target)
-        leaving = islice(chain(self._due.items(), self._stale.items()), surplus)
-        return [*self._expired.items(), *leaving]
-
-    def _forget(self, conn: C) -> None:
-        """The connection is no longer idle: what was judged of it holds no more."""
-        self._due.pop(conn, None)
-        self._stale.pop(conn, None)
-        self._expired.pop(conn, None)
+    def _target_changes_at(self, now: float) -> float:
+        """When the target may change with no event."""
+        if now < self.guard.until:
+            return self.guard.until
+        changes_at = self.sizing.changes_at(now)
+        for _, until in self.boosts.values():
+            changes_at = min(changes_at, until)
+        return changes_at
 
     def _dials_for_waiters(self, now: float) -> tuple[int, float]:
         """Dials that requests wait for and none under way covers, and when more may start."""
@@ -483,14 +478,14 @@ class OriginPool(Generic[C, W]):
     def _refills(self, target: int, room: int, now: float) -> tuple[int, float]:
         """Dials to reach the target, and when more of them may start."""
         under_way = max(0, self.dialling - len(self._waiting))
-        shortage = min(target - (self.idle - len(self._due)) - under_way, room)
+        shortage = min(target - (self.idle - len(self._shelves.due)) - under_way, room)
         if shortage <= 0:
             return 0, inf
         not_before = max(self.dial_failures.not_before, self.churn.not_before)
         if now < not_before:
             return 0, not_before
-        if self.churn.failures and self._fresh:
-            proven_at = next(reversed(self._fresh.values())).since + SHORTEST
+        if self.churn.failures and self._shelves.fresh:
+            proven_at = next(reversed(self._shelves.fresh.values())).since + SHORTEST
             if now < proven_at:
                 return 0, proven_at
             self.churn.succeeded()  # the probe has lived

@@ -1,0 +1,195 @@
+"""What changes how many connections a pool holds and to where: boosts, harm, addresses."""
+
+from math import inf
+
+from tests.pool.test_origin_pool import RTT, Pool, Said, alive, dial, filled, make, used
+from warmproxy.observe import CloseReason
+from warmproxy.policy.retry import Prefer
+
+
+def dial_to(pool: Pool, conn: int, place: str, now: float = 0.0) -> None:
+    pool.dial_started(now)
+    assert pool.dial_succeeded(conn, RTT, now, place) is None
+
+
+def carry_out(pool: Pool, now: float) -> dict[int, CloseReason]:
+    """Do what the pool plans, each dial with a new connection; what was closed, and why."""
+    closed: dict[int, CloseReason] = {}
+    conns = iter(range(1000 + int(now * 1000) * 100, 10**9))
+    while (plan := pool.plan(now)).dials or plan.evict:
+        closed |= {conn: why for conn, why in plan.evict if pool.evict(conn, why, now)}
+        for _ in range(plan.dials):
+            dial_to(pool, next(conns), "", now)
+    return closed
+
+
+def test_a_boost_holds_while_it_lasts_and_wakes_the_pool_at_its_end():
+    pool = make(2)
+    pool.boost(10, 100.0, "asked", 0.0)
+    plan = pool.plan(0.0)
+    assert (plan.dials, plan.wake_at) == (10, 100.0)
+    assert pool.target_idle(99.9) == 10
+    assert pool.target_idle(100.0) == 2
+
+
+def test_a_boost_beyond_the_dial_budget_is_dialled_at_once():
+    pool = make(2, rate=4.0)
+    pool.boost(50, 60.0, "asked", 0.0)
+    assert pool.plan(0.0).dials == 50
+
+
+def test_a_boost_never_exceeds_the_cap():
+    pool = make(2, max_connections=7)
+    pool.boost(50, 60.0, "asked", 0.0)
+    assert pool.plan(0.0).dials == 7
+
+
+def test_the_highest_of_several_boosts_holds_and_zero_ends_one():
+    pool = make(1)
+    pool.boost(5, 100.0, "schedule", 0.0)
+    pool.boost(9, 50.0, "asked", 0.0)
+    assert pool.target_idle(1.0) == 9
+    pool.boost(0, 0.0, "asked", 1.0)
+    assert pool.target_idle(1.0) == 5
+
+
+def test_a_pool_with_a_boost_is_not_let_go_until_it_is_over():
+    pool = make(0)
+    pool.boost(1, 10.0, "asked", 0.0)
+    assert not pool.is_let_go()
+    pool.plan(10.0)
+    assert pool.is_let_go()
+
+
+def test_harm_closes_all_that_is_idle_and_leaves_the_origin_alone():
+    said = Said()
+    pool = make(3, observer=said)
+    for conn in (1, 2, 3):
+        dial(pool, conn)
+    used(pool, 3)
+    pool.harmed("it answered 503 to an idle connection", 1.0)
+    plan = pool.plan(1.0)
+    assert dict(plan.evict) == dict.fromkeys((1, 2, 3), CloseReason.HARMFUL)
+    assert (plan.dials, plan.wake_at) == (0, 601.0)
+    assert pool.target_idle(600.9) == 0
+    assert said.events == ["held_back 600"]
+
+
+def test_a_request_to_an_origin_left_alone_is_dialled_and_its_connection_goes_afterwards():
+    pool = make(3)
+    pool.harmed("why", 1.0)
+    assert pool.acquire("w", Prefer.USED, 2.0, alive) is None
+    assert pool.plan(2.0).dials == 1
+    assert dial(pool, 1, 2.0) == "w"
+    pool.release(1, 3.0)
+    assert pool.plan(3.0).evict == ((1, CloseReason.HARMFUL),)
+
+
+def test_the_pool_comes_back_when_it_was_alone_long_enough():
+    pool = make(3)
+    pool.harmed("why", 1.0)
+    carry_out(pool, 1.0)
+    plan = pool.plan(601.0)
+    assert (plan.dials, plan.evict) == (3, ())
+
+
+def test_a_second_harm_doubles_the_time_and_one_meanwhile_does_not():
+    said = Said()
+    pool = make(3, observer=said)
+    pool.harmed("why", 0.0)
+    pool.harmed("why", 5.0)
+    pool.harmed("why", 600.0)
+    assert said.events == ["held_back 600", "held_back 1200"]
+
+
+def test_connections_to_an_address_that_has_gone_go_after_their_successors_came():
+    pool = make(2)
+    dial_to(pool, 1, "10.0.0.1")
+    dial_to(pool, 2, "10.0.0.2")
+    pool.located(frozenset({"10.0.0.1", "10.0.0.2"}), 1.0)
+    assert pool.plan(1.0).dials == 0
+    pool.located(frozenset({"10.0.0.2"}), 2.0)
+    assert (pool.plan(2.0).dials, pool.plan(2.0).evict) == (1, ())
+    dial_to(pool, 3, "10.0.0.2", 2.1)
+    assert pool.plan(2.1).evict == ((1, CloseReason.ADDRESS_GONE),)
+
+
+def test_a_lease_to_an_address_that_has_gone_is_replaced_when_it_comes_back():
+    pool = make(1)
+    dial_to(pool, 1, "10.0.0.1")
+    assert pool.acquire("w", Prefer.USED, 1.0, alive) == 1
+    pool.located(frozenset({"10.0.0.2"}), 1.0)
+    pool.release(1, 2.0)
+    assert pool.plan(2.0).dials == 1
+
+
+def test_an_address_that_comes_back_is_as_good_as_ever():
+    pool = make(1)
+    dial_to(pool, 1, "10.0.0.1")
+    pool.located(frozenset({"10.0.0.2"}), 1.0)
+    assert pool.plan(1.0).dials == 1
+    pool.located(frozenset({"10.0.0.1", "10.0.0.2"}), 2.0)
+    assert pool.plan(2.0).dials == 0
+
+
+def test_siblings_of_a_failed_connection_are_replaced_and_handed_out_last():
+    pool = make(3)
+    dial_to(pool, 1, "10.0.0.1")
+    dial_to(pool, 2, "10.0.0.2")
+    dial_to(pool, 3, "10.0.0.2")
+    assert sorted(pool.suspect("10.0.0.2", 1.0)) == [2, 3]
+    assert pool.plan(1.0).dials == 2
+    assert pool.acquire("w", Prefer.FRESH, 1.0, alive) == 1
+    assert pool.acquire("w", Prefer.FRESH, 1.0, alive) == 3, "of the suspects the newest"
+
+
+def test_suspects_go_when_their_successors_are_there():
+    pool = make(2)
+    dial_to(pool, 1, "10.0.0.1")
+    dial_to(pool, 2, "10.0.0.1")
+    pool.suspect(None, 1.0)
+    assert carry_out(pool, 1.0) == dict.fromkeys((1, 2), CloseReason.SUSPECT)
+    assert pool.idle == 2
+
+
+def test_a_suspect_that_served_a_request_is_none():
+    pool = make(1)
+    dial_to(pool, 1, "10.0.0.1")
+    pool.suspect("10.0.0.1", 1.0)
+    used(pool, 1, 1.0)
+    assert pool.plan(1.0).dials == 0
+
+
+def test_places_counts_what_is_open_by_address():
+    pool = make(3)
+    dial_to(pool, 1, "10.0.0.1")
+    dial_to(pool, 2, "10.0.0.2")
+    dial_to(pool, 3, "10.0.0.2")
+    assert pool.acquire("w", Prefer.FRESH, 1.0, alive) == 3
+    assert pool.places() == {"10.0.0.1": 1, "10.0.0.2": 2}
+
+
+def test_what_is_taken_for_ourselves_is_no_acquire_and_comes_back_used():
+    pool = filled(2)
+    pool.take(1, 1.0)
+    assert (pool.idle, pool.active, dict(pool.tally.acquires)) == (1, 1, {})
+    assert pool.release(1, 2.0) is None
+    assert (pool.fresh, pool.used) == (1, 1)
+
+
+def test_a_primed_connection_is_a_used_one():
+    pool = make(1)
+    pool.dial_started(0.0)
+    assert pool.dial_succeeded(1, RTT, 0.0, primed=True) is None
+    assert (pool.fresh, pool.used) == (0, 1)
+
+
+def test_an_announced_limit_replaces_the_used_connection_before_its_time():
+    pool = make(1, idle_timeout=60)
+    dial(pool, 1)
+    assert pool.acquire("w", Prefer.USED, 0.0, alive) == 1
+    pool.hinted(1, 5.0)
+    pool.release(1, 0.0)
+    assert pool.plan(1.0).wake_at < 4.6
+    assert pool.plan(4.6).dials == 1
+    assert pool.limits[True].seconds == inf

@@ -1,0 +1,223 @@
+"""The idle connections of one pool: which is handed out next, which one has to go, and when.
+
+Fresh and used connections have a shelf each, and each shelf is last-in first-out: the newest are
+handed out, the oldest age out. A connection is *due* when it should be replaced: by its idle limit
+or its age, because its address has gone, because it is suspect. It stays on its shelf until its
+successor is there. A *stale* one has been idle for idle_timeout and goes if it is surplus.
+
+One connection of each kind that is due by a *learned* limit may stay open as the canary, on no
+shelf: its end says whether the limit is (still) true.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from math import inf
+from typing import Generic, TypeVar
+
+from warmproxy.observe import CloseReason
+from warmproxy.policy import retire
+from warmproxy.policy.learn import IdleLimit
+from warmproxy.settings import OriginSettings
+
+C = TypeVar("C")
+
+
+@dataclass(slots=True)
+class Entry:
+    """What the pool knows of one connection."""
+
+    opened: float
+    spread: float
+    """Factor for its limits, so that it is not replaced together with its siblings."""
+    cost: float
+    """Seconds that the dial took: what a hit saves, and about one round trip."""
+    since: float
+    """Idle or active since."""
+    place: str = ""
+    """The peer's address, "" where it does not matter."""
+    used: bool = False
+    suspect: bool = False
+    """A sibling at the same address failed, or the way there changed."""
+
+
+class Shelves(Generic[C]):
+    """See the module. Times are seconds of one monotonic clock."""
+
+    def __init__(self, settings: OriginSettings) -> None:
+        self.fresh: OrderedDict[C, Entry] = OrderedDict()
+        self.used: OrderedDict[C, Entry] = OrderedDict()
+        self.canaries: dict[C, Entry] = {}
+        self.limits = {False: IdleLimit(), True: IdleLimit()}
+        """The learned idle limits, by `used`."""
+        self.rtt = 0.0
+        self.due: dict[C, CloseReason] = {}
+        """Idle connections that are to be replaced, used ones first."""
+        self.stale: dict[C, CloseReason] = {}
+        """Fresh and used connections that go if they are surplus."""
+        self.check_at = inf
+        """No idle connection is due before this."""
+        self._settings = settings
+        self._expired: dict[C, CloseReason] = {}
+        """Canaries that are too old."""
+        self._places: frozenset[str] = frozenset()
+        """Where connections may lead, where that is known."""
+        self._unwanted: CloseReason | None = None
+
+    def __len__(self) -> int:
+        return len(self.fresh) + len(self.used)
+
+    def __iter__(self) -> Iterator[C]:
+        """All that hold a descriptor, what is to be given up first before the others."""
+        return chain(self.canaries, self.used, self.fresh)
+
+    def entries(self) -> Iterator[Entry]:
+        """Of the idle ones."""
+        return chain(self.used.values(), self.fresh.values())
+
+    def find(self, conn: C) -> Entry | None:
+        """An idle connection's entry; None for a canary."""
+        return self.fresh.get(conn) or self.used.get(conn)
+
+    def count_places(self) -> Counter[str]:
+        """Idle connections by address."""
+        return Counter(entry.place for entry in self.entries())
+
+    # ── what comes and goes ──────────────────────────────────────────────────────────────────
+
+    def put(self, conn: C, entry: Entry, now: float) -> None:
+        """The connection is idle from now on."""
+        (self.used if entry.used else self.fresh)[conn] = entry
+        if self._reason_to_go(entry) is not None:
+            self.check_at = now
+            return
+        at = min(self._due_of(entry).at, now + self._settings.idle_timeout)
+        self.check_at = min(self.check_at, at)
+
+    def take(self, *, used_first: bool, fresh_only: bool) -> tuple[C, Entry] | None:
+        """The connection to hand out next, off its shelf."""
+        first, second = (self.used, self.fresh) if used_first else (self.fresh, self.used)
+        shelf = first if first or fresh_only else second
+        if not shelf:
+            return None
+        conn, entry = shelf.popitem()
+        self._forget(conn)
+        return conn, entry
+
+    def remove(self, conn: C) -> tuple[Entry, bool]:
+        """A connection that leaves for another reason, and whether it was on a shelf (else it
+        was a canary). Raises KeyError."""
+        self._forget(conn)
+        if (canary := self.canaries.pop(conn, None)) is not None:
+            return canary, False
+        entry = self.fresh.pop(conn, None)
+        return entry or self.used.pop(conn), True
+
+    def keep_as_canary(self, conn: C, now: float) -> bool:
+        """Leave one that is due by a learned limit open, off its shelf, unless there is one of
+        its kind already; whether it was left."""
+        entry = self.find(conn)
+        if (
+            entry is None
+            or self.limits[entry.used].seconds == inf
+            or any(canary.used == entry.used for canary in self.canaries.values())
+        ):
+            return False
+        self.remove(conn)
+        self.canaries[conn] = entry
+        self.check_at = now
+        return True
+
+    # ── what is to go ────────────────────────────────────────────────────────────────────────
+
+    def located(self, places: frozenset[str], now: float) -> None:
+        """What the origin's name resolves to now: connections elsewhere are to be replaced."""
+        if places != self._places:
+            self._places = places
+            self._come_last(lambda entry: self._reason_to_go(entry) is not None, now)
+
+    def suspect(self, place: str | None, now: float) -> list[C]:
+        """Idle connections to an address (None: to any) are to be replaced; which those are."""
+        for entry in self.entries():
+            entry.suspect |= place is None or entry.place == place
+        return self._come_last(lambda entry: entry.suspect, now)
+
+    def refuse(self, reason: CloseReason | None, now: float) -> None:
+        """All that is idle is to go, for this reason (None: no longer)."""
+        if reason is not self._unwanted:
+            self._unwanted = reason
+            self.check_at = now
+
+    def judge(self, now: float) -> None:
+        """Find out which idle connections are due, at most once per moment at which one can be."""
+        if now < self.check_at:
+            return
+        check_at = inf
+        self.due.clear()
+        self.stale.clear()
+        self._expired.clear()
+        for conn, entry in self.canaries.items():
+            limit = self.limits[entry.used]
+            if now - entry.since >= limit.probe_at:
+                limit.survived(now - entry.since)
+            max_age = self._settings.max_age
+            if retire.due(entry.opened, entry.since, entry.spread, max_age, inf).at <= now:
+                self._expired[conn] = CloseReason.MAX_AGE
+            check_at = min(check_at, entry.since + limit.probe_at)
+        for shelf in (self.used, self.fresh):
+            for conn, entry in shelf.items():
+                due = self._due_of(entry)
+                stale_at = entry.since + self._settings.idle_timeout
+                if (reason := self._reason_to_go(entry)) is not None:
+                    self.due[conn] = reason
+                elif due.at <= now:
+                    self.due[conn] = due.reason
+                elif stale_at <= now:
+                    self.stale[conn] = CloseReason.SURPLUS
+                    check_at = min(check_at, due.at)
+                else:
+                    check_at = min(check_at, due.at, stale_at)
+        self.check_at = check_at
+
+    def leaving(self, target: int) -> list[tuple[C, CloseReason]]:
+        """Of the due and the stale ones those that are not needed to reach the target."""
+        if not (self.due or self.stale or self._expired):
+            return []
+        surplus = max(0, len(self) - target)
+        leaving = islice(chain(self.due.items(), self.stale.items()), surplus)
+        return [*self._expired.items(), *leaving]
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────────
+
+    def _forget(self, conn: C) -> None:
+        """The connection is no longer idle: what was judged of it holds no more."""
+        self.due.pop(conn, None)
+        self.stale.pop(conn, None)
+        self._expired.pop(conn, None)
+
+    def _reason_to_go(self, entry: Entry) -> CloseReason | None:
+        """Why it is to go whatever its age."""
+        if self._unwanted is not None:
+            return self._unwanted
+        if self._places and entry.place and entry.place not in self._places:
+            return CloseReason.ADDRESS_GONE
+        return CloseReason.SUSPECT if entry.suspect else None
+
+    def _due_of(self, entry: Entry) -> retire.Due:
+        limit = self.limits[entry.used].safe(self.rtt)
+        if entry.used:
+            limit = min(limit, self._settings.idle_timeout)
+        max_age = self._settings.max_age
+        return retire.due(entry.opened, entry.since, entry.spread, max_age, limit)
+
+    def _come_last(self, chosen: Callable[[Entry], bool], now: float) -> list[C]:
+        """Hand these out after all others of their shelf."""
+        self.check_at = now
+        found = []
+        for shelf in (self.used, self.fresh):
+            mine = [conn for conn, entry in shelf.items() if chosen(entry)]
+            for conn in reversed(mine):
+                shelf.move_to_end(conn, last=False)
+            found += mine
+        return found
