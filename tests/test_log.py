@@ -11,7 +11,7 @@ import pytest
 from warmproxy import log
 from warmproxy.errors import DialRefused, DialTimeout, LimitReached
 from warmproxy.log import LogObserver, clean, event, setup
-from warmproxy.origin import Origin, origin
+from warmproxy.origin import origin
 
 A = origin("tcp", "a.example", 443)
 B = origin("http", "b.example", 80)
@@ -179,11 +179,11 @@ def test_what_is_remembered_has_a_cap(stream: io.StringIO, monkeypatch: pytest.M
     monkeypatch.setattr(log, "REMEMBERED", 3)
     observer = LogObserver(clock=Clock())
     for i in range(5):
-        observer.dial_failed(Origin("tcp", f"h{i}", 1), DialRefused("no"), 1, 1.0)
+        observer.dial_failed(origin("tcp", f"h{i}", 1), DialRefused("no"), 1, 1.0)
     assert len(observer._last) == 3
     assert len(observer._failing) == 3
     assert len(written(stream)) == 5
-    observer.dial_failed(Origin("tcp", "h4", 1), DialRefused("no"), 2, 1.0)
+    observer.dial_failed(origin("tcp", "h4", 1), DialRefused("no"), 2, 1.0)
     assert written(stream) == []
 
 

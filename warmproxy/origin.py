@@ -1,10 +1,10 @@
 """What sockets are interchangeable by: the key of every pool."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Literal, get_args
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 Scheme = Literal["http", "https", "tcp"]
 SCHEMES: tuple[str, ...] = get_args(Scheme)
@@ -12,9 +12,10 @@ SCHEMES: tuple[str, ...] = get_args(Scheme)
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Origin:
-    """One place to connect to, made by `origin()`, which mostly gives the same object again.
+    """One place to connect to, made by `origin()` only: there is one object for each, so that
+    pools are found by identity.
 
     `scheme` says what a warm connection of it is: `http` a plain socket for requests, `https` a
     socket with TLS finished, `tcp` a connected socket for CONNECT. `host` is normalised: lower
@@ -36,10 +37,16 @@ class Origin:
         return f"{host}:{self.port}"
 
 
-@lru_cache(maxsize=8192)
+_ORIGINS: WeakValueDictionary[tuple[str, str, int, str | None], Origin] = WeakValueDictionary()
+
+
 def origin(scheme: Scheme, host: str, port: int, tls: str | None = None) -> Origin:
     """The Origin for a host that is already normalised (see `normalise_host`)."""
-    return Origin(scheme, host, port, tls)
+    key = (scheme, host, port, tls)
+    found = _ORIGINS.get(key)
+    if found is None:
+        found = _ORIGINS[key] = Origin(scheme, host, port, tls)
+    return found
 
 
 def secured(tcp: Origin, profile: str) -> Origin:

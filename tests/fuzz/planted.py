@@ -135,8 +135,8 @@ BUGS = (
         "fragments are forwarded",
         "target",
         "protocol/target.py",
-        '(/[!\\"$-~]*+)(?:#[!-~]*+)?+',
-        "(/[!-~]*+)",
+        '(/[!\\"$-~]*+)"\n',
+        '(/[!-~]*+)"\n',
     ),
     Bug(
         "port 0 is accepted",

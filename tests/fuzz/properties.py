@@ -6,6 +6,7 @@ llhttp (httptools).
 """
 
 import re
+from dataclasses import replace
 
 import h11
 
@@ -17,8 +18,16 @@ from warmproxy.loading import load
 from warmproxy.origin import origin
 from warmproxy.protocol import heads
 from warmproxy.protocol.framing import Chunked, FramingError, Length
-from warmproxy.protocol.headers import judge_request, judge_response, write_request
+from warmproxy.protocol.headers import (
+    judge_request,
+    judge_response,
+    read_plain_response,
+    request_tail,
+    write_request,
+    write_response,
+)
 from warmproxy.protocol.heads import HeadBuffer, parse_request_head, parse_response_head
+from warmproxy.protocol.memo import Memo
 from warmproxy.protocol.messages import RequestHead, ResponseHead
 from warmproxy.protocol.target import Forward, parse_target
 from warmproxy.settings import OriginSettings, Settings, toml_value
@@ -134,6 +143,25 @@ def _check_request_lanes(block: bytes) -> None:
                 f"the slow lane refuses what the fast one reads: {error}"
             ) from None
         assert fast == slow, "the lanes differ"
+        _check_memo(block, slow)
+
+
+def _check_memo(block: bytes, head: RequestHead) -> None:
+    """What is remembered of a head is what judging it again gives."""
+    try:
+        judged = judge_request(head)
+        route = parse_target(head.method, head.target)
+    except BadRequest:
+        return  # only what was forwarded is kept
+    memo = Memo(b"us")
+    memo.keep(block, head, judged)
+    if (found := memo.find(block)) is not None:
+        again, there, kept, tail = found
+        assert (again.method, again.version) == (head.method, head.version)
+        assert there == route, "another target"
+        assert kept is judged
+        assert tail == request_tail(judged, b"us"), "another head"
+        assert judged.body.done, "a body that nobody would read"
 
 
 class _Llhttp:
@@ -178,7 +206,7 @@ def _check_written(ours: RequestHead, message: readers.Message) -> None:
     """The head that we would write is read by h11 and by our reader as one head that says the
     same."""
     judged = judge_request(ours)
-    block = write_request(b"PUT", b"/", b"h", judged, b"us")
+    block = write_request(b"PUT", b"/", b"h", request_tail(judged, b"us"))
     again = readers.request_head(block)
     assert readers.request_framing(again) == message.framing, "framing as written"
     assert again.passed_on({b"host", b"content-length", b"via", b"max-forwards"}) == [
@@ -254,6 +282,7 @@ def _check_response(data: bytes, cut: int, method: bytes) -> None:
             assert odd, "the slow lane refuses what the fast one reads"
         else:
             assert fast == slow, "the lanes differ"
+    _check_plain(block, ours)
     if httptools is not None:
         seen = _Llhttp()
         parser = httptools.HttpResponseParser(seen)
@@ -265,6 +294,19 @@ def _check_response(data: bytes, cut: int, method: bytes) -> None:
             return
         assert parser.get_status_code() == ours.status
         assert seen.fields == list(ours.fields), "llhttp's fields"
+
+
+def _check_plain(block: bytes, head: ResponseHead) -> None:
+    """The lane for plain answers gives what reading, judging and writing give."""
+    plain = read_plain_response(block, b"GET")
+    if plain is None:
+        return
+    judged = judge_response(head, b"GET")
+    written = write_response(head, judged, via=b"us", date=b"now", keep_alive=True, client_10=False)
+    assert b"%b\r\nVia: 1.1 us\r\n%b\r\n\r\n" % (plain.head, plain.framing) == written
+    assert plain.status == head.status
+    assert repr(judged.body) == repr(Chunked() if plain.length is None else Length(plain.length))
+    assert replace(judged, fields=(), body=plain.judged.body, via=()) == plain.judged
 
 
 # ── framing ──────────────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,7 @@
 
 import pytest
 
+from warmproxy import origin as origins
 from warmproxy.errors import AddressDenied, DialLoop, RequestDenied
 from warmproxy.origin import Origin, normalise_host
 from warmproxy.policy.destinations import Destinations, Listener
@@ -15,11 +16,11 @@ def destinations(**rules) -> Destinations:
 
 
 def http(host: str, port: int = 80) -> Origin:
-    return Origin("http", normalise_host(host), port)
+    return origins.origin("http", normalise_host(host), port)
 
 
 def tcp(host: str, port: int = 443) -> Origin:
-    return Origin("tcp", normalise_host(host), port)
+    return origins.origin("tcp", normalise_host(host), port)
 
 
 # -- CONNECT's ports --------------------------------------------------------------------------

@@ -87,16 +87,16 @@ def test_a_canary_that_ends_within_the_limit_changes_nothing():
 
 
 def test_the_nearer_of_age_and_idle_limit_names_the_reason():
-    assert retire.due(0.0, 50.0, 1.0, 100.0, 10.0) == retire.Due(60.0, CloseReason.IDLE_LIMIT)
-    assert retire.due(0.0, 95.0, 1.0, 100.0, 10.0) == retire.Due(100.0, CloseReason.MAX_AGE)
+    assert retire.due(100.0, 50.0, 1.0, 10.0) == retire.Due(60.0, CloseReason.IDLE_LIMIT)
+    assert retire.due(100.0, 95.0, 1.0, 10.0) == retire.Due(100.0, CloseReason.MAX_AGE)
 
 
 def test_limits_are_spread_over_their_last_tenth_and_an_age_of_zero_is_for_ever():
     assert retire.spread(lambda: 0.0) == 1.0
     assert retire.spread(lambda: 1.0) == 0.9
-    assert retire.due(0.0, 0.0, 0.9, 100.0, inf).at == 90.0
-    assert retire.due(0.0, 0.0, 0.9, 100.0, 50.0).at == 45.0
-    assert retire.due(0.0, 0.0, 0.9, 0.0, inf).at == inf
+    assert retire.ends(0.0, 0.9, 100.0) == 90.0
+    assert retire.ends(0.0, 0.9, 0.0) == inf
+    assert retire.due(90.0, 0.0, 0.9, 50.0).at == 45.0
 
 
 def test_only_a_repeatable_request_that_lost_the_idle_race_goes_twice():

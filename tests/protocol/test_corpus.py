@@ -11,7 +11,7 @@ import pytest
 
 from tests.fuzz.corpus import Case, corpus
 from tests.fuzz.terms import terms
-from warmproxy.protocol.exchange import Exchange, State
+from warmproxy.protocol.exchange import Exchange, State, Terms
 from warmproxy.protocol.messages import (
     Acquire,
     Action,
@@ -107,10 +107,10 @@ def cuts(stream: bytes) -> Iterator[list[bytes]]:
     yield [stream[at : at + 1] for at in range(size)]
 
 
-def sent(pieces: list[bytes], at_once: bool) -> Outcome:
+def sent(pieces: list[bytes], at_once: bool, under: Terms | None = None) -> Outcome:
     """What comes of a client's bytes. `at_once`: connections are there as soon as they are asked
     for, and not only when all was sent."""
-    outcome = Outcome(Exchange(terms(), "127.0.0.1"))
+    outcome = Outcome(Exchange(under or terms(), "127.0.0.1"))
     for piece in pieces:
         outcome.do(outcome.exchange.client_data(piece))
         if at_once:
@@ -177,6 +177,15 @@ def test_requests(case: Case) -> None:
                 check_refused(outcome, case.status)
                 assert outcome.upstream == list(case.expected), "nothing of it was forwarded"
                 assert len(outcome.asked) == len(case.expected), "not even a connection asked for"
+
+
+@pytest.mark.parametrize("case", REQUESTS, ids=str)
+def test_requests_that_come_again(case: Case) -> None:
+    """A request that is remembered has the fate that it had the first time."""
+    under = terms()
+    first, again = (vars(sent([case.sent], True, under)) for _ in range(2))
+    del first["exchange"], again["exchange"]
+    assert first == again
 
 
 def answered(case: Case, pieces: list[bytes]) -> Outcome:

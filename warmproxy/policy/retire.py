@@ -24,10 +24,14 @@ def spread(rng: Callable[[], float]) -> float:
     return 1.0 - JITTER * rng()
 
 
-def due(opened: float, idle_since: float, spread: float, max_age: float, idle_limit: float) -> Due:
-    """The earlier of the end of its life (`max_age` 0: never) and of its idle limit."""
-    old = opened + max_age * spread if max_age else inf
+def ends(opened: float, spread: float, max_age: float) -> float:
+    """When a connection is too old, whatever it does; `max_age` 0: never."""
+    return opened + max_age * spread if max_age else inf
+
+
+def due(ends: float, idle_since: float, spread: float, idle_limit: float) -> Due:
+    """The earlier of the end of its life and of its idle limit."""
     idle = idle_since + idle_limit * spread
-    if idle <= old:
+    if idle <= ends:
         return Due(idle, CloseReason.IDLE_LIMIT)
-    return Due(old, CloseReason.MAX_AGE)
+    return Due(ends, CloseReason.MAX_AGE)

@@ -158,8 +158,7 @@ class OriginPool(Generic[C, W]):
         none while the origin is left alone."""
         if now < self.guard.until:
             return 0
-        lives = self._shelves.limits[False].safe(self._shelves.rtt)
-        wanted = self.sizing.target_idle(now, len(self._active), self._dial, lives)
+        wanted = self.sizing.target_idle(now, len(self._active), self._dial, self._shelves.lives)
         for count, until in self.boosts.values():
             if count > wanted and now < until:
                 wanted = count
@@ -245,7 +244,8 @@ class OriginPool(Generic[C, W]):
         entry.used = True
         entry.suspect = False
         entry.since = self._worked_at = now
-        self.churn.succeeded()
+        if self.churn.failures:
+            self.churn.succeeded()
         return self._offer(conn, entry, now, Outcome.WAITED)
 
     def closed(self, conn: C, reason: CloseReason, now: float) -> None:
@@ -283,6 +283,7 @@ class OriginPool(Generic[C, W]):
         19.7.1.1: Keep-Alive: timeout)."""
         if conn in self._active:
             self._shelves.limits[True].hinted(seconds)
+            self._shelves.learned()
 
     def located(self, places: frozenset[str], now: float) -> None:
         """The addresses that the origin's name resolves to now (none: not known). Idle connections
@@ -325,9 +326,13 @@ class OriginPool(Generic[C, W]):
         if failures := self.dial_failures.succeeded():
             self._observer.dial_recovered(self.origin, failures)
         self._worked_at, self._retry_at = now, -inf
-        self._shelves.rtt = min(self._shelves.rtt, cost) or cost
+        if cost < self._shelves.rtt or not self._shelves.rtt:
+            self._shelves.rtt = cost
+            self._shelves.learned()
         self._dial = max(cost, self._dial * DIAL_DECAY)
-        entry = Entry(now, retire.spread(self._rng), cost, now, place, used=primed)
+        spread = retire.spread(self._rng)
+        ends = retire.ends(now, spread, self.settings.max_age)
+        entry = Entry(now, spread, cost, now, ends, place, used=primed)
         return self._offer(conn, entry, now, Outcome.DIALLED)
 
     def dial_failed(self, error: DialError, now: float) -> list[W]:
@@ -396,18 +401,20 @@ class OriginPool(Generic[C, W]):
         """Until when a plan would hold nothing to do, unless something happens; `now` where it
         may. Much cheaper than a plan: asked at every acquire and release."""
         shelves = self._shelves
-        idle, due = len(shelves), len(shelves.due)
-        target = self.target_idle(now)
-        if self._waiting or idle - due + self.dialling < target:
+        missing = self.target_idle(now) - len(shelves)
+        due = len(shelves.due)
+        if self._waiting or missing + due > self.dialling:
             return now
-        if idle > target and (due or shelves.stale):
+        if missing < 0 and (due or shelves.stale):
             return now
-        return min(shelves.check_at, self._target_changes_at(now))
+        changes_at = self._target_changes_at(now)
+        return changes_at if changes_at < shelves.check_at else shelves.check_at
 
     def account(self, now: float) -> None:
         """Bring the sums over time (idle socket-seconds, seconds below target) up to `now`."""
-        passed, self._accounted = now - self._accounted, now
+        passed = now - self._accounted
         if passed > 0:
+            self._accounted = now
             idle = len(self._shelves)
             self.tally.idle_socket_seconds += passed * idle
             if idle < self.target_idle(now):
@@ -416,7 +423,7 @@ class OriginPool(Generic[C, W]):
     # ── inside ───────────────────────────────────────────────────────────────────────────────
 
     def _lease(self, conn: C, entry: Entry, outcome: Outcome, now: float) -> C:
-        if now - entry.since >= SHORTEST:
+        if self.churn.failures and now - entry.since >= SHORTEST:
             self.churn.succeeded()
         entry.since = now
         self._active[conn] = entry
@@ -449,7 +456,7 @@ class OriginPool(Generic[C, W]):
             self.tally.dials_wasted += 1
         if reason in (CloseReason.UPSTREAM_EOF, CloseReason.UNSOLICITED_DATA) and was_idle:
             self._shelves.limits[entry.used].closed(age, now)
-            self._shelves.check_at = now  # what is still idle may be due by the new limit
+            self._shelves.learned()  # what is still idle may be due by the new limit
         if not was_idle or entry.used or reason not in _THEIRS:
             return
         if age >= SHORTEST:

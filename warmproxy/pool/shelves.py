@@ -35,6 +35,8 @@ class Entry:
     """Seconds that the dial took: what a hit saves, and about one round trip."""
     since: float
     """Idle or active since."""
+    ends: float
+    """When it is too old, whatever it does."""
     place: str = ""
     """The peer's address, "" where it does not matter."""
     used: bool = False
@@ -52,6 +54,9 @@ class Shelves(Generic[C]):
         self.limits = {False: IdleLimit(), True: IdleLimit()}
         """The learned idle limits, by `used`."""
         self.rtt = 0.0
+        """Of the quickest dial, in seconds; `learned` after a change."""
+        self.lives = inf
+        """Seconds that a fresh connection can be idle before it has to be replaced."""
         self.due: dict[C, CloseReason] = {}
         """Idle connections that are to be replaced, used ones first."""
         self.stale: dict[C, CloseReason] = {}
@@ -64,6 +69,9 @@ class Shelves(Generic[C]):
         self._places: frozenset[str] = frozenset()
         """Where connections may lead, where that is known."""
         self._unwanted: CloseReason | None = None
+        self._hold = [0.0, 0.0]
+        """Seconds that a fresh and a used connection may be idle before they are looked at."""
+        self.learned()
 
     def __len__(self) -> int:
         return len(self.fresh) + len(self.used)
@@ -89,11 +97,20 @@ class Shelves(Generic[C]):
     def put(self, conn: C, entry: Entry, now: float) -> None:
         """The connection is idle from now on."""
         (self.used if entry.used else self.fresh)[conn] = entry
+        look_at = min(entry.ends, now + self._hold[entry.used])
+        if look_at < self.check_at:
+            self.check_at = look_at
         if self._reason_to_go(entry) is not None:
             self.check_at = now
-            return
-        at = min(self._due_of(entry).at, now + self._settings.idle_timeout)
-        self.check_at = min(self.check_at, at)
+
+    def learned(self) -> None:
+        """A limit may have changed, or what is known of the round trip."""
+        for used in (False, True):
+            # a connection's jitter is its own; before the shortest of them nothing is due
+            limit = self.limits[used].safe(self.rtt) * (1 - retire.JITTER)
+            self._hold[used] = min(limit, self._settings.idle_timeout)
+        self.lives = self.limits[False].safe(self.rtt)
+        self.check_at = -inf
 
     def take(self, *, used_first: bool, fresh_only: bool) -> tuple[C, Entry] | None:
         """The connection to hand out next, off its shelf."""
@@ -101,9 +118,10 @@ class Shelves(Generic[C]):
         shelf = first if first or fresh_only else second
         if not shelf:
             return None
-        conn, entry = shelf.popitem()
-        self._forget(conn)
-        return conn, entry
+        taken = shelf.popitem()
+        if self.due or self.stale:
+            self._forget(taken[0])
+        return taken
 
     def remove(self, conn: C) -> tuple[Entry, bool]:
         """A connection that leaves for another reason, and whether it was on a shelf (else it
@@ -161,8 +179,8 @@ class Shelves(Generic[C]):
             limit = self.limits[entry.used]
             if now - entry.since >= limit.probe_at:
                 limit.survived(now - entry.since)
-            max_age = self._settings.max_age
-            if retire.due(entry.opened, entry.since, entry.spread, max_age, inf).at <= now:
+                self.learned()
+            if entry.ends <= now:
                 self._expired[conn] = CloseReason.MAX_AGE
             check_at = min(check_at, entry.since + limit.probe_at)
         for shelf in (self.used, self.fresh):
@@ -208,8 +226,7 @@ class Shelves(Generic[C]):
         limit = self.limits[entry.used].safe(self.rtt)
         if entry.used:
             limit = min(limit, self._settings.idle_timeout)
-        max_age = self._settings.max_age
-        return retire.due(entry.opened, entry.since, entry.spread, max_age, limit)
+        return retire.due(entry.ends, entry.since, entry.spread, limit)
 
     def _come_last(self, chosen: Callable[[Entry], bool], now: float) -> list[C]:
         """Hand these out after all others of their shelf."""

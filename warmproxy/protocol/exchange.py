@@ -44,17 +44,20 @@ from warmproxy.origin import Origin, secured
 from warmproxy.policy.access import Access, is_loopback
 from warmproxy.policy.destinations import Destinations
 from warmproxy.policy.retry import Prefer, is_idempotent, may_repeat, preference
-from warmproxy.protocol.framing import Framing, FramingError, NoBody
+from warmproxy.protocol.framing import Chunked, Framing, FramingError, Length, NoBody
 from warmproxy.protocol.headers import (
     JudgedRequest,
     JudgedResponse,
     judge_request,
     judge_response,
     loops,
+    read_plain_response,
+    request_tail,
     write_request,
     write_response,
 )
 from warmproxy.protocol.heads import HeadBuffer, parse_request_head, parse_response_head
+from warmproxy.protocol.memo import Memo
 from warmproxy.protocol.messages import (
     Acquire,
     Action,
@@ -114,6 +117,10 @@ class Terms:
     """The TLS profile of https origins that are not configured."""
     http_10: set[Origin] = field(default_factory=set)
     """Origins that answered in HTTP/1.0 lately: no chunks to them (RFC 9112, 6.1)."""
+    memo: Memo = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "memo", Memo(self.pseudonym))
 
 
 class State(Enum):
@@ -165,6 +172,7 @@ class Exchange:
         self.client_address = client_address
         self.state = State.IDLE
         self._input = HeadBuffer(terms.max_head, BadRequest)
+        self._response_heads: HeadBuffer | None = None
         self._ahead = b""
         """Received beyond the current request: pipelined ones, or what a tunnel's client sent
         before our 200."""
@@ -193,7 +201,6 @@ class Exchange:
         self._upstream_spoke = False
         self._interims = 0
         self._response: JudgedResponse | None = None
-        self._response_heads: HeadBuffer | None = None
         self._response_body: Framing = NoBody()
         self._responding = False
         """The client got something of the final response."""
@@ -304,8 +311,10 @@ class Exchange:
             )
         else:
             self.state = State.FORWARDING
-            self._response_heads = HeadBuffer(self._terms.max_head, BadResponse)
-            self._out.append(ToUpstream(b"".join((self._head_out, *(self._held or ())))))
+            if self._response_heads is None or self._response_heads.pending:
+                self._response_heads = HeadBuffer(self._terms.max_head, BadResponse)
+            head, held = self._head_out, self._held
+            self._out.append(ToUpstream(b"".join((head, *held)) if held else head))
             self._stop_holding()
         return self._take()
 
@@ -401,11 +410,33 @@ class Exchange:
             found = self._input.feed(data)
             if found is not None:
                 block, self._ahead = found
-                self._begin(parse_request_head(block))
+                if not self._begin_again(block):
+                    self._begin(block, parse_request_head(block))
         except WarmproxyError as error:
             self._answer(error)
 
-    def _begin(self, head: RequestHead) -> None:
+    def _begin_again(self, block: bytes) -> bool:
+        """Begin a request whose fields were judged before; False where they were not."""
+        terms = self._terms
+        known = terms.memo.find(block)
+        if known is None:
+            return False
+        head, route, judged, tail = known
+        origin = route.origin
+        if origin in terms.upgrades:
+            return False
+        self._request, self._judged = head, judged
+        terms.access.check_client(self.client_address)
+        terms.destinations.check_origin(origin)
+        self._route = route
+        if origin is not self._pinned_to:
+            self._pinned_to = None
+        self.state = State.CONNECTING
+        self._head_out = write_request(head.method, route.target, route.host, tail)
+        self._out.append(Acquire(origin, preference(head.method)))
+        return True
+
+    def _begin(self, block: bytes, head: RequestHead) -> None:
         self._request = head
         terms = self._terms
         route = self._route_to(head)
@@ -433,9 +464,10 @@ class Exchange:
         if isinstance(route, Tunnel):
             self._out.append(Acquire(route.origin, Prefer.FRESH_ONLY))
             return
-        self._head_out = write_request(
-            head.method, route.target, route.host, judged, terms.pseudonym
-        )
+        tail = request_tail(judged, terms.pseudonym)
+        self._head_out = write_request(head.method, route.target, route.host, tail)
+        if terms.gateway is None and not self._plain_host:
+            terms.memo.keep(block, head, judged)
         rest, self._ahead = self._ahead, b""
         if rest:
             self._request_body(rest)
@@ -515,6 +547,8 @@ class Exchange:
         assert self._response_heads is not None
         while (found := self._response_heads.feed(data)) is not None:
             block, data = found
+            if self._plain_response(block, data):
+                return
             head = parse_response_head(block)
             self._remember_version(head.version)
             client_10 = self._request.version == b"1.0"
@@ -529,15 +563,7 @@ class Exchange:
                 self._switch(head, judged, data)
                 return
             else:
-                self._response = judged
-                self._response_body = judged.body
-                self._status = head.status
-                # An upstream that closes with the upload under way wants no more of it. Who waits
-                # for a 100 and gets its final answer may leave the body out: only a close tells
-                # what comes next (RFC 9110, 10.1.1).
-                waits = self._judged.expect_continue and not self._interims
-                going_on = self._body.done or (judged.reusable and not waits)
-                self._keep_alive = going_on and not judged.until_close and not self._is_last()
+                self._receive(head.status, judged, judged.body)
                 if self._plain_host:
                     origin = self._route_origin()
                     judged.fields = plain_response(judged.fields, self._plain_host, origin)
@@ -546,6 +572,37 @@ class Exchange:
                     judged.fields = [*judged.fields, (b"Proxy-Status", b"warmproxy; retried")]
                 self._response_bytes(self._write(head, judged, self._keep_alive), data)
                 return
+
+    def _plain_response(self, block: bytes, data: bytes) -> bool:
+        """Pass on a response that is nothing special; False where it is."""
+        request = self._request
+        assert request is not None
+        if self._plain_host or self._tries > 1 or request.version == b"1.0":
+            return False
+        plain = read_plain_response(block, request.method)
+        if plain is None:
+            return False
+        status, head, length, framing, judged = plain
+        self._remember_version(b"1.1")
+        self._receive(status, judged, Chunked() if length is None else Length(length))
+        via = self._terms.pseudonym
+        closes = b"" if self._keep_alive else b"Connection: close\r\n"
+        head = b"%b\r\nVia: 1.1 %b\r\n%b\r\n%b\r\n" % (head, via, framing, closes)
+        self._response_bytes(head, data)
+        return True
+
+    def _receive(self, status: int, judged: JudgedResponse, body: Framing) -> None:
+        """The final response begins."""
+        assert self._judged is not None
+        self._response = judged
+        self._response_body = body
+        self._status = status
+        # An upstream that closes with the upload under way wants no more of it. Who waits for a
+        # 100 and gets its final answer may leave the body out: only a close tells what comes
+        # next (RFC 9110, 10.1.1).
+        waits = self._judged.expect_continue and not self._interims
+        going_on = self._body.done or (judged.reusable and not waits)
+        self._keep_alive = going_on and not judged.until_close and not self._is_last()
 
     def _response_bytes(self, head: bytes, data: bytes) -> None:
         response = self._response

@@ -21,11 +21,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from warmproxy.errors import BadRequest, BadResponse
 from warmproxy.protocol.framing import (
     HOP_BY_HOP,
     MAX_LENGTH,
+    TOKEN,
+    VALUE,
     Chunked,
     Framing,
     Length,
@@ -59,6 +62,17 @@ _RESPONSE_FIELDS = HOP_BY_HOP | {
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]++\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*+)(?::[0-9]*+)?+")
 _TIMEOUT = re.compile(rb"(?i:timeout)[ \t]*+=[ \t]*+\"?+([0-9]{1,9}+)(?![0-9])")
 _CONNECTION_AUTH = re.compile(rb"(?i)(?:^|,)[ \t]*+(?:NTLM|Negotiate)(?![!-+\--~])")
+
+# One space behind each colon, as they are written again; nothing to strip.
+_PLAIN_RESPONSE = re.compile(
+    rb"(HTTP/1\.1 ([2-5][0-9][0-9]) %b*+)"
+    rb"((?:\r\n%b++: (?![ \t])%b*+(?<![ \t]))*+)\r\n\r\n" % (VALUE, TOKEN, VALUE)
+)
+_PLAIN_NAMES = b"|".join(sorted(_RESPONSE_FIELDS - {b"date"}))
+# the look-ahead, first letters of the names, spares most fields the alternatives
+_PLAIN_STOPS = re.compile(rb"\r\n(?=[CKPTUVWckptuvw])((?i:%b)): ([^\r]*+)" % _PLAIN_NAMES)
+_PLAIN_TAKEN = re.compile(rb"\r\n(?=[CKPTUVWckptuvw])(?i:%b): [^\r]*+" % _PLAIN_NAMES)
+_NO_BODY = frozenset({b"204", b"304"})
 
 _NO_OPTIONS: frozenset[bytes] = frozenset()
 _line = b": ".join
@@ -233,17 +247,18 @@ def judge_request(head: RequestHead) -> JudgedRequest:
     )
 
 
-def write_request(
-    method: bytes, target: bytes, host: bytes, judged: JudgedRequest, via: bytes
-) -> bytes:
+def write_request(method: bytes, target: bytes, host: bytes, tail: bytes) -> bytes:
     """The head for the upstream, in HTTP/1.1.
 
-    `target` is in origin-form (or `*`), `host` the authority that the client's target named, `via`
-    our pseudonym.
+    `target` is in origin-form (or `*`), `host` the authority that the client's target named, `tail`
+    the rest.
     """
-    lines = [b"%b %b HTTP/1.1" % (method, target), b"Host: " + host]
-    lines += map(_line, judged.fields)
-    lines.append(_via(judged.via, judged.version, via))
+    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b" % (method, target, host, tail)
+
+
+def request_tail(judged: JudgedRequest, via: bytes) -> bytes:
+    """All of a head for the upstream that follows Host; `via` is our pseudonym."""
+    lines = [*map(_line, judged.fields), _via(judged.via, judged.version, via)]
     if judged.chunked:
         lines.append(b"Transfer-Encoding: chunked")
     elif judged.content_length is not None:
@@ -359,6 +374,68 @@ def judge_response(head: ResponseHead, method: bytes, *, decode: bool = False) -
         connection_auth,
         via,
     )
+
+
+class PlainResponse(NamedTuple):
+    """A final response's head, read by the fast lane."""
+
+    status: int
+    head: bytes
+    """For the client, from the status line to the last field that goes on."""
+    length: int | None
+    """Of the body in bytes, None where it is chunked."""
+    framing: bytes
+    """The field that says so to the client."""
+    judged: JudgedResponse
+    """Shared: without the body, without the fields."""
+
+
+def read_plain_response(block: bytes, method: bytes) -> PlainResponse | None:
+    """The fast lane for what most heads are: a final answer in HTTP/1.1 with a body whose end is
+    told, on a connection that stays. None for all others.
+
+    It gives what parse_response_head, judge_response and write_response would give, in a third of
+    the time: the fields that go on are never taken apart.
+    """
+    head = _PLAIN_RESPONSE.fullmatch(block)
+    if head is None or method == b"HEAD":
+        return None
+    start, status, fields = head.groups()
+    if not (b"\r\nDate: " in fields or b"\r\ndate: " in fields):
+        return None
+    shape = _plain_shape(tuple(_PLAIN_STOPS.findall(fields)))
+    if shape is None or status in _NO_BODY or fields.count(b"\n") > MAX_FIELDS:
+        return None
+    return PlainResponse(int(status), start + _PLAIN_TAKEN.sub(b"", fields), *shape)
+
+
+@lru_cache(maxsize=4096)
+def _plain_shape(
+    stops: tuple[tuple[bytes, bytes], ...],
+) -> tuple[int | None, bytes, JudgedResponse] | None:
+    """What the fields between the upstream and us say together, None if that is not plain."""
+    length: bytes | None = None
+    chunked = False
+    timeout: float | None = None
+    for name, value in stops:
+        name = name.lower()
+        if name == b"content-length" and length is None and _is_length(value):
+            length = value
+        elif name == b"transfer-encoding" and not chunked and value == b"chunked":
+            chunked = True
+        elif name == b"keep-alive":
+            found = _TIMEOUT.search(value)
+            timeout = float(found[1]) if found else timeout
+        elif name != b"connection" or value.lower() != b"keep-alive":
+            return None
+    if chunked is (length is not None):
+        return None
+    judged = JudgedResponse(
+        (), NoBody(), length, chunked, False, False, None, None, True, timeout, True, False, ()
+    )
+    if length is None:
+        return None, b"Transfer-Encoding: chunked", judged
+    return int(length), b"Content-Length: " + length, judged
 
 
 def write_response(

@@ -14,6 +14,7 @@ authority that is not a plain name with or without a port.
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
@@ -25,7 +26,9 @@ from warmproxy.origin import DEFAULT_PORTS, Origin, normalise_host, origin
 _PLAIN = frozenset({b"http", b"ws"})
 _SECURE = frozenset({b"https", b"wss"})
 
-_FAST = re.compile(rb"http://([A-Za-z0-9._-]++(?::[0-9]{1,5}+)?+)(/[!\"$-~]*+)(?:#[!-~]*+)?+")
+PLAIN_TARGET = rb"http://([A-Za-z0-9._-]++(?::[0-9]{1,5}+)?+)(/[!\"$-~]*+)"
+"""The common absolute-form: authority, path and query."""
+_FAST = re.compile(PLAIN_TARGET + rb"(?:#[!-~]*+)?+")
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*+)://([^/?#]*+)([^#]*+)(?:#.*+)?+")
 _VISIBLE = re.compile(rb"[!-~]++")
 _NAME_AND_PORT = re.compile(rb"([A-Za-z0-9._-]++)(?::([0-9]{1,5}+))?+")
@@ -39,8 +42,7 @@ _NOT_A_SERVER = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(NamedTuple):
     """A request for `origin`."""
 
     origin: Origin
@@ -70,7 +72,7 @@ def parse_target(method: bytes, target: bytes) -> Route:
     fast = _FAST.fullmatch(target)
     if fast is not None:
         authority, path = fast.groups()
-        place, host = _place(authority)
+        place, host = place_of(authority)
         return Forward(place, path, host)
     if not _VISIBLE.fullmatch(target):
         raise BadRequest("space, control character or non-ASCII byte in the request-target")
@@ -84,7 +86,7 @@ def parse_target(method: bytes, target: bytes) -> Route:
     if scheme in _SECURE:
         place, host = _secure_place(authority)
     elif scheme in _PLAIN:
-        place, host = _place(authority)
+        place, host = place_of(authority)
     else:
         raise BadRequest("only http:// is served, and CONNECT for all else", status=501)
     if not path and method == b"OPTIONS":
@@ -106,7 +108,7 @@ def origin_form(target: bytes, to: Forward) -> Forward:
 
 
 @lru_cache(maxsize=4096)
-def _place(authority: bytes) -> tuple[Origin, bytes]:
+def place_of(authority: bytes) -> tuple[Origin, bytes]:
     """The origin behind http://authority, and the very authority, to be shared."""
     host, port = _host_and_port(authority)
     return origin("http", host, DEFAULT_PORTS["http"] if port is None else port), authority
