@@ -1,7 +1,7 @@
 """The command line: arguments and environment -> Settings -> the service, or one of the tools.
 
 Exit status: 0 done, 1 the daemon cannot start or does not answer, 2 wrong usage or settings;
-`exec` has that of its command.
+`exec` has that of its command, `doctor` 130 after Ctrl-C.
 """
 
 import argparse

@@ -75,10 +75,10 @@ def notes(url: Url, found: Findings, limits: dict[str, Limit]) -> list[str]:
             "It answers too unevenly to tell what idle connections do to it: a request took "
             f"{found.alone or 0.0:.1f} s, then {found.beside or 0.0:.1f} s."
         )
-    wrote = {limit.said for limit in limits.values() if limit.said and limit.end != "alert"}
+    wrote = {limit.said for limit in limits.values() if limit.end in ("fin", "reset", "bytes")}
     said += [
         f"It writes '{line}' on idle connections. Through warmproxy that reaches no client."
-        for line in sorted(wrote)
+        for line in sorted(wrote - {""})
     ]
     said += [
         f"It answered {status}: it may have enough to do already."
@@ -92,7 +92,7 @@ def notes(url: Url, found: Findings, limits: dict[str, Limit]) -> list[str]:
         for_so_long = f"Idle connections were watched for {at_least(shortest)} only"
         said.append(f"{for_so_long}: common limits are longer.")
     saved = [s for s in _both(savings(url, found)) if s is not None]
-    if saved and max(saved) < SMALL:
+    if saved and max(saved) < SMALL and not found.error:
         said.append("It is so near that there is next to nothing to gain.")
     return said
 

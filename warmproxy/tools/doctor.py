@@ -270,6 +270,7 @@ def _limit(kind: str, limit: Report) -> str:
         "reset": f"{wrote}RST",
         "bytes": f"'{said}', left open",
         "alert": f"TLS alert: {said}",
+        "error": f"TLS error: {said}",
     }.get(limit["end"], "")
     return f"  {KINDS[kind]:<20}{kept:<22}{ends}".rstrip()
 

@@ -154,7 +154,8 @@ class Examination:
         except Exception as error:
             if not isinstance(error, FAILURES) and not self._stopping:
                 raise
-            self.found.error = why(error)
+            at = f" ({self.found.doing})" if isinstance(error, TimeoutError) else ""
+            self.found.error = why(error) + at
         finally:
             self.done.set()
 
@@ -192,9 +193,11 @@ class Examination:
         found.addresses = direct.resolve(url)
         if url.host not in found.addresses:
             found.dns = time.perf_counter() - began
-        by_family = {Dial(address).family: address for address in reversed(found.addresses)}
+        first: dict[str, str] = {}
+        for address in found.addresses:
+            first.setdefault(Dial(address).family, address)
         reached: tuple[float, socket.socket] | None = None
-        for address in filter(set(by_family.values()).__contains__, found.addresses):
+        for address in first.values():
             found.doing = f"connecting to {address}"
             began = time.perf_counter()
             try:

@@ -22,9 +22,10 @@ class Limit:
     seconds: float | None
     """None: not measured. With end "open": at least so long."""
     end: str
-    """fin, reset, alert, bytes (and then open all the same), open, not kept, not measured"""
+    """fin, reset, alert, error (of TLS), bytes (and then open all the same), open, not kept, not
+    measured"""
     said: str = ""
-    """The first line of what the origin wrote, or the alert's name."""
+    """The first line of what the origin wrote, or the name of the alert or error."""
 
 
 class Watch:
@@ -62,8 +63,9 @@ class Watch:
         except TimeoutError:
             end = "bytes"
         except ssl.SSLError as error:
-            reason = error.reason or ""
-            end, said = "alert", (reason.partition("ALERT_")[2] or reason).encode()
+            _, alert, what = (error.reason or "").partition("ALERT_")
+            end = "alert" if alert else "error"
+            said = (what or error.reason or str(error)).encode()
         except (OSError, ValueError):  # ValueError: let go of, by the other thread
             end = "reset"
         ended = spoke_at or time.monotonic()
@@ -77,7 +79,7 @@ def _told(end: str, said: bytes) -> tuple[str, str]:
     """How it ended, and that which was said in one line."""
     if len(said) >= 7 and said[0] == _ALERT:  # in the clear, on raw TCP
         end, said = "alert", _alert_name(said[6]).encode()
-    if end == "alert":
+    if end in ("alert", "error"):
         return end, said.decode().lower().replace("_", " ")
     return end, said.partition(b"\n")[0][:200].decode("latin-1").strip()
 
