@@ -78,7 +78,7 @@ def test_the_lines_to_export_are_those_that_the_daemon_prints() -> None:
         assert f"\n{line.strip()}\n" in README
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md", "docs/doctor.md"])
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -1,7 +1,7 @@
 """The command line: arguments and environment -> Settings -> the service, or one of the tools.
 
 Exit status: 0 done, 1 the daemon cannot start or does not answer, 2 wrong usage or settings;
-`exec` has that of its command.
+`exec` has that of its command, `doctor` 130 after Ctrl-C.
 """
 
 import argparse
@@ -78,6 +78,8 @@ def _command(argv: Sequence[str]) -> int:
             return env(_proxy(args), unset=args.unset)
         case "bench":
             return _bench(args)
+        case "doctor":
+            return _doctor(args)
         case _:
             return _init(Path(args.path))
 
@@ -124,6 +126,12 @@ def _bench(args: argparse.Namespace) -> int:
         return bench(args.url, count=args.count, as_json=args.json, ca_file=args.ca_file)
     except OSError as error:
         raise StartError(f"{args.ca_file}: {error.strerror or error}") from error
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from warmproxy.tools.doctor import doctor
+
+    return doctor(args.url, wait=args.wait, as_json=args.json, ca_file=args.ca_file)
 
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────
@@ -307,7 +315,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see '{self.prog} --help')\n")
 
 
-COMMANDS = ("run", "check", "status", "healthcheck", "init", "exec", "env", "bench")
+COMMANDS = ("run", "check", "status", "healthcheck", "init", "exec", "env", "bench", "doctor")
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -341,6 +349,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "exec": command("exec", "run a command whose requests go through a warm proxy"),
         "env": command("env", "print the lines that send a shell's programs to the proxy"),
         "bench": command("bench", "measure what each way to a URL costs"),
+        "doctor": command("doctor", "find out how an origin treats idle connections"),
     }
     for name in ("run", "check"):
         _add_settings(by_name[name])
@@ -437,11 +446,23 @@ def _add_tools(by_name: dict[str, argparse.ArgumentParser]) -> None:
     add("--listen", metavar="HOST:PORT", action="append", help="where the proxy listens")
     add("--unset", action="store_true", help="print what takes the variables away")
 
+    for name in ("bench", "doctor"):
+        add = by_name[name].add_argument
+        add(
+            "url", metavar="URL", type=_url, help="http://... or https://..., and a path if need be"
+        )
+        add("--ca-file", metavar="FILE", help="trust these authorities (PEM), not the system's")
+        add("--json", action="store_true", help="as JSON")
     add = by_name["bench"].add_argument
-    add("url", metavar="URL", type=_url, help="http://... or https://...")
     add("--count", metavar="N", type=_count, default=10, help="requests each way (10)")
-    add("--ca-file", metavar="FILE", help="trust these authorities (PEM), not the system's")
-    add("--json", action="store_true", help="as JSON")
+    add = by_name["doctor"].add_argument
+    add(
+        "--wait",
+        metavar="SECONDS",
+        type=_interval,
+        default=125.0,
+        help="how long to watch idle connections at most (125); Ctrl-C ends it sooner",
+    )
 
 
 def _at_dashes(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
@@ -451,7 +472,7 @@ def _at_dashes(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
 
 
 def _url(text: str) -> object:
-    from warmproxy.tools.bench import parse
+    from warmproxy.tools.direct import parse
 
     try:
         return parse(text)

@@ -20,9 +20,10 @@ from cryptography.x509 import load_pem_x509_certificate
 
 from tests.e2e.clients import CLIENTS, Job
 from tests.e2e.daemon import Warmproxy, command, warmproxy_environ
-from tests.e2e.harness import Process, release_ports
+from tests.e2e.harness import Process, missing, need, release_ports
 from tests.e2e.origins import Answer, Blackhole, Origin
 from tests.e2e.servers import (
+    GunicornServer,
     HaproxyServer,
     HttpbinServer,
     NginxServer,
@@ -112,7 +113,19 @@ def _server(kind: Any) -> Any:
 node_server = _server(NodeServer)
 nginx_server = _server(NginxServer)
 httpbin_server = _server(HttpbinServer)
+gunicorn_server = _server(GunicornServer)
 haproxy_server = _server(HaproxyServer)
+
+
+@pytest.fixture
+def with_hosts() -> Callable[[Path], list[str]]:
+    """What goes before a command for which another file is to be /etc/hosts: it then runs in a
+    mount namespace of its own."""
+    inside = [need("unshare"), "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
+        missing("the right to make a mount namespace")
+    script = f'{need("mount")} --bind "$0" /etc/hosts && exec "$@"'
+    return lambda hosts: [*inside, "sh", "-c", script, str(hosts)]
 
 
 # -- TLS --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,10 @@ class NginxServer(Server):
         return rows
 
 
-class HttpbinServer(Server):
-    """httpbin under gunicorn with threads (its sync worker is blocked by any idle connection)."""
+class GunicornServer(Server):
+    """httpbin under gunicorn; `settings` are its arguments."""
 
-    def __init__(self, home: Path, keep_alive: int) -> None:
+    def __init__(self, home: Path, settings: Sequence[str]) -> None:
         try:
             import gunicorn  # noqa: F401
             import httpbin  # noqa: F401
@@ -119,13 +120,20 @@ class HttpbinServer(Server):
             missing(f"the Python package {error.name}")
         args = [
             *[sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0"],
-            *["--worker-class", "gthread", "--threads", "16", "--graceful-timeout", "1"],
-            *["--keep-alive", str(keep_alive), "--access-logfile", "-", "httpbin:app"],
+            *["--graceful-timeout", "1", "--access-logfile", "-", *settings, "httpbin:app"],
         ]
         super().__init__(args, home / "gunicorn.log", home)
         found = self.until(lambda: re.search(r"Listening at: http://127.0.0.1:(\d+)", self.log()))
         self.port = int(found[1])
         self.until(lambda: "Booting worker" in self.log())
+
+
+class HttpbinServer(GunicornServer):
+    """With threads: a sync worker is blocked by any idle connection."""
+
+    def __init__(self, home: Path, keep_alive: int) -> None:
+        threads = ["--worker-class", "gthread", "--threads", "16"]
+        super().__init__(home, [*threads, "--keep-alive", str(keep_alive)])
 
 
 HAPROXY_CONF = """

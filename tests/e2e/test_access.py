@@ -6,13 +6,12 @@ import http.client
 import json
 import os
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.daemon import Reply, command, fetch_on, toml, warmproxy_environ
-from tests.e2e.harness import Process, accepts, eventually, free_port, missing, need
+from tests.e2e.harness import Process, accepts, eventually, free_port
 from tests.e2e.test_limits import own_answer
 from warmproxy.errors import AddressDenied
 from warmproxy.net.dialer import Dialer
@@ -342,35 +341,20 @@ async def test_each_dial_asks_about_its_own_addresses(origin) -> None:
         connection.close()
 
 
-@pytest.fixture
-def with_hosts(stack, home):
-    """Start a daemon for which another file is /etc/hosts: in a mount namespace of its own."""
-    unshare, mount = need("unshare"), need("mount")
-    inside = [unshare, "--user", "--map-root-user", "--mount"]
-    if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
-        missing("the right to make a mount namespace")
-
-    def start(hosts: Path) -> tuple[int, Process]:
-        folder = home("namespace")
-        port, admin = free_port(), free_port()
-        script = f'{mount} --bind "$0" /etc/hosts && exec "$@"'
-        daemon = command("run", "--listen", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}")
-        args = [*inside, "sh", "-c", script, str(hosts), *daemon]
-        process = Process(args, folder / "log", folder, warmproxy_environ())
-        stack.callback(process.stop)
-        process.until(lambda: accepts(admin))
-        return port, process
-
-    return start
-
-
-def test_a_name_that_moves_is_refused_where_it_leads_now(origin, with_hosts, tmp_path) -> None:
+def test_a_name_that_moves_is_refused_where_it_leads_now(
+    origin, with_hosts, stack, tmp_path
+) -> None:
     """DNS rebinding against the whole daemon: the name led to a server of this machine, which
     goes away, and leads to the metadata address when it is dialled again: 403."""
     web = origin()
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 localhost rebinds.test\n127.0.0.1 stays.test\n")
-    port, process = with_hosts(hosts)
+    port, admin = free_port(), free_port()
+    daemon = command("run", "--listen", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}")
+    args = [*with_hosts(hosts), *daemon]
+    process = Process(args, tmp_path / "log", tmp_path, warmproxy_environ())
+    stack.callback(process.stop)
+    process.until(lambda: accepts(admin))
 
     def ask() -> Reply:
         client = http.client.HTTPConnection("127.0.0.1", port, timeout=10)

@@ -1,4 +1,5 @@
-"""Programs beside the daemon, each one file; they speak to it over its admin listener.
+"""Programs beside the daemon; they speak to it over its admin listener.
 
-`exec` and `bench` start a daemon of their own by `child`.
+`exec` and `bench` start a daemon of their own by `child`. `bench` and `doctor` ask origins by
+`direct`; what `doctor` prints, `examine` finds out and `advice` judges.
 """

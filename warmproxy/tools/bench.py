@@ -3,7 +3,6 @@
 The ways take turns, so that what changes on the network meanwhile concerns all of them alike.
 """
 
-import http.client
 import json
 import os
 import socket
@@ -17,24 +16,13 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
 
-from warmproxy import __version__
+from warmproxy.tools import direct
 from warmproxy.tools.child import LOOK_EVERY, Daemon
+from warmproxy.tools.direct import FAILURES, TIMEOUT, OriginError, Url, why
 
-TIMEOUT = 15.0
-"""Seconds for each step of a request."""
-LARGEST = 8 << 20
-"""Bytes of an answer that are read; beyond that the body would be what is measured."""
 REFILL = 3.0
 """Seconds that a pool gets to be full again before the next request."""
-
-
-class BenchError(Exception):
-    """A way that does not work; the text is a sentence for people."""
-
-
-FAILURES = (OSError, http.client.HTTPException, BenchError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,38 +42,6 @@ class Times:
 PARTS = tuple(field.name for field in fields(Times))
 
 
-@dataclass(frozen=True, slots=True)
-class Url:
-    """What is asked for."""
-
-    scheme: str
-    host: str
-    port: int
-    target: str
-    """path and query"""
-
-    @property
-    def authority(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        default = self.port == {"http": 80, "https": 443}[self.scheme]
-        return host if default else f"{host}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{self.authority}{self.target}"
-
-
-def parse(text: str) -> Url:
-    """Raises ValueError, with a sentence for the user."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"must be http://... or https://..., not '{text}'")
-    if parts.username is not None or not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError("must be plain ASCII, without a user or password")
-    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-    query = f"?{parts.query}" if parts.query else ""
-    return Url(parts.scheme, parts.hostname, port, (parts.path or "/") + query)
-
-
 def bench(url: Url, *, count: int, as_json: bool, ca_file: str | None = None) -> int:
     """Ask for `url` `count` times each way and print the medians, in milliseconds.
 
@@ -97,7 +53,7 @@ def bench(url: Url, *, count: int, as_json: bool, ca_file: str | None = None) ->
     try:
         _cold(origin)  # not counted: it fills the caches of names and routes
     except FAILURES as error:
-        print(f"warmproxy bench: {url}: {_sentence(error)}", file=sys.stderr)
+        print(f"warmproxy bench: {url}: {why(error)}", file=sys.stderr)
         return 1
     with ExitStack() as stack:
         daemon = stack.enter_context(_daemon(stack, url, ca_file))
@@ -138,12 +94,8 @@ def _take_turns(
             try:
                 times[name].append(way())
             except FAILURES as error:
-                errors[name] = _sentence(error)
+                errors[name] = why(error)
     return times, errors
-
-
-def _sentence(error: Exception) -> str:
-    return str(error) or type(error).__name__
 
 
 # ── the ways ─────────────────────────────────────────────────────────────────────────────────
@@ -161,38 +113,23 @@ class _Origin:
 
     def ask(self, sock: socket.socket, target: str) -> tuple[float, bool]:
         """One request and its whole answer; when the first of it came, whether more may follow."""
-        connection = http.client.HTTPConnection(self.url.host)
-        connection.sock = sock
-        connection.putrequest("GET", target, skip_host=True, skip_accept_encoding=True)
-        connection.putheader("Host", self.url.authority)
-        connection.putheader("Accept", "*/*")
-        connection.putheader("User-Agent", f"warmproxy-bench/{__version__}")
-        connection.endheaders()
-        with connection.getresponse() as response:
-            first = time.perf_counter()
-            by_proxy = response.getheader("Proxy-Status", "")
-            if by_proxy.startswith("warmproxy; error="):
-                raise BenchError(by_proxy)
-            if len(response.read(LARGEST + 1)) > LARGEST:
-                raise BenchError(f"the answer has more than {LARGEST >> 20} MiB")
-            self.status = response.status
-            return first, not response.will_close
+        answer = direct.ask(sock, self.url, by="bench", target=target)
+        by_proxy = answer.headers.get("Proxy-Status", "")
+        if by_proxy.startswith("warmproxy; error="):
+            raise OriginError(by_proxy)
+        self.status = answer.status
+        return answer.first_byte, answer.keeps
 
     def connect(self) -> tuple[socket.socket, float, float, float | None]:
         """A connection, and the seconds for the name, for TCP and for TLS."""
         url, began = self.url, time.perf_counter()
-        found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+        address = direct.resolve(url)[0]
         named = time.perf_counter()
-        sock = socket.create_connection((str(found[0][4][0]), url.port), TIMEOUT)
+        sock = direct.connect(address, url.port)
         connected = time.perf_counter()
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if url.scheme == "http":
-                return sock, named - began, connected - named, None
-            secured = self.context.wrap_socket(sock, server_hostname=url.host)
-        except BaseException:
-            sock.close()
-            raise
+        if url.scheme == "http":
+            return sock, named - began, connected - named, None
+        secured = direct.secure(sock, url, self.context)
         return secured, named - began, connected - named, time.perf_counter() - connected
 
 
@@ -219,7 +156,7 @@ class _Kept:
             began = time.perf_counter()
             try:
                 first, more = self._origin.ask(sock, self._origin.url.target)
-            except (ConnectionError, http.client.RemoteDisconnected):
+            except ConnectionError:
                 self.close()  # it was idle for longer than the origin likes
                 if not again:
                     raise
@@ -235,7 +172,7 @@ class _Kept:
         self._sock = self._origin.connect()[0]
         _, more = self._origin.ask(self._sock, self._origin.url.target)
         if not more:
-            raise BenchError("the origin closes its connections after each answer")
+            raise OriginError("the origin closes its connections after each answer")
         return self._sock
 
     def close(self) -> None:
@@ -261,12 +198,12 @@ def _tunnel(origin: _Origin, daemon: Daemon) -> Times:
         while b"\r\n\r\n" not in head:
             data = sock.recv(4096)
             if not data:
-                raise BenchError("the proxy hung up")
+                raise OriginError("the proxy hung up")
             head += data
         if not head.startswith(b"HTTP/1.1 200"):
-            raise BenchError(head.partition(b"\r\n")[0].decode("latin-1"))
+            raise OriginError(head.partition(b"\r\n")[0].decode("latin-1"))
         connected = time.perf_counter()
-        with origin.context.wrap_socket(sock, server_hostname=url.host) as secured:
+        with direct.secure(sock, url, origin.context) as secured:
             asked = time.perf_counter()
             first, _ = origin.ask(secured, url.target)
             ended = time.perf_counter()
@@ -288,9 +225,7 @@ def _forwarded(origin: _Origin, daemon: Daemon, scheme: str) -> Times:
 
 def _to(daemon: Daemon) -> socket.socket:
     host, _, port = daemon.proxy.rpartition(":")
-    sock = socket.create_connection((host, int(port)), TIMEOUT)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
+    return direct.connect(host, int(port))
 
 
 # ── the daemon ───────────────────────────────────────────────────────────────────────────────

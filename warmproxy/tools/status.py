@@ -80,14 +80,14 @@ def table(pools: Mapping[str, Any]) -> str:
     errors = [pool for pool in pools["pools"] if pool.get("last_error")]
     if errors:
         lines.append("")
-        lines += [f"{_safe(pool['origin'])}: {_safe(pool['last_error'])}" for pool in errors]
+        lines += [f"{safe(pool['origin'])}: {safe(pool['last_error'])}" for pool in errors]
     totals = [
-        f"{_safe(key)} {value:.6g}"
+        f"{safe(key)} {value:.6g}"
         for key, value in (pools.get("totals") or {}).items()
         if isinstance(value, int | float)
     ]
     note = "" if all(pool["configured"] for pool in pools["pools"]) else "* not configured; "
-    summary = f"totals of warmproxy {_safe(pools['version'])}: {', '.join(totals) or 'none'}"
+    summary = f"totals of warmproxy {safe(pools['version'])}: {', '.join(totals) or 'none'}"
     lines += ["", note + summary]
     return "\n".join(lines) + "\n"
 
@@ -97,13 +97,13 @@ def _row(pool: Mapping[str, Any]) -> tuple[str, ...]:
     counts = ("fresh", "used", "active", "dialling", "waiting")
     close = pool.get("last_close")
     return (
-        _safe(pool["origin"]) + ("" if pool["configured"] else " *"),
+        safe(pool["origin"]) + ("" if pool["configured"] else " *"),
         f"{warm}/{pool['target_idle']}",
         *(str(pool[name]) for name in counts),
         _seconds(pool.get("oldest_age")),
         *(str(pool[name]) for name in ("dials", "hits", "misses")),
         _seconds(pool["saved_seconds"]),
-        f"{_safe(close['reason'])}, {_seconds(close['ago'])} ago, aged {_seconds(close['age'])}"
+        f"{safe(close['reason'])}, {_seconds(close['ago'])} ago, aged {_seconds(close['age'])}"
         if close
         else "-",
     )
@@ -127,6 +127,6 @@ def _seconds(value: float | None) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
 
 
-def _safe(text: object) -> str:
+def safe(text: object) -> str:
     """Text that came over the network, without what would move the terminal's cursor."""
     return "".join(c if c.isprintable() else "?" for c in str(text))
