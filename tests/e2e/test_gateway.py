@@ -11,6 +11,7 @@ from tests.e2e.clients import CLIENTS, FORWARDING
 from tests.e2e.conftest import Ran
 from tests.e2e.daemon import Warmproxy
 from tests.e2e.harness import eventually, free_port, missing, need
+from tests.e2e.netns import run_inside
 from tests.e2e.origins import Connection
 from tests.e2e.tls_origins import Pki, secure, shaken
 
@@ -190,6 +191,56 @@ def test_a_curl_session_through_an_upgrade(gate, run, home) -> None:
     assert sorted(ran.output.split("; ")) == ["a=1", "b=secure"], ran.output
     assert [r.target for r in gate.web.requests] == ["/", "/next?a"]
     assert gate.pool()["misses"] == 0
+
+
+# Runs inside a network namespace: see netns.py. curl asks from loopback and from beyond.
+_FROM_BEYOND = """
+import json, subprocess, sys
+from pathlib import Path
+from tests.e2e.daemon import Warmproxy
+from tests.e2e.netns import ADDRESS
+from tests.e2e.origins import Origin
+from tests.e2e.tls_origins import Pki
+
+curl, remote = sys.argv[1], sys.argv[2] == "True"
+here = Path()
+pki = Pki(here)
+web = Origin(tls=pki.server())
+upstream = {
+    "url": web.url, "warm": 1, "upgrade": True, "upgrade_remote": remote, "ca_file": "ca.pem"
+}
+networks = ["127.0.0.0/8", "10.0.0.0/8"]
+config = {"allow_clients": networks, "upstream": [upstream]}
+proxy = Warmproxy(here, config=config, listen="0.0.0.0")
+
+def ask(name, host):
+    url = f"http://{web.authority}/{name}"
+    args = [curl, "-sS", "-i", "--noproxy", "", "-x", f"http://{host}:{proxy.port}", url]
+    return subprocess.run(args, capture_output=True, text=True, check=True).stdout
+
+try:
+    said = {name: ask(name, host) for name, host in (("beyond", ADDRESS), ("here", "127.0.0.1"))}
+    print(json.dumps({"said": said, "heard": [r.target for r in web.requests]}))
+finally:
+    proxy.stop()
+    web.close()
+"""
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_an_upgrade_for_a_client_beyond_loopback(tmp_path, remote) -> None:
+    """A client at an address that is not loopback, which may use the proxy, gets a 403 for an
+    upgraded http:// and the origin hears nothing of it, unless upgrade_remote allows it."""
+    found = run_inside(_FROM_BEYOND, tmp_path, need("curl"), str(remote))
+    beyond, here = found["said"]["beyond"], found["said"]["here"]
+    assert here.startswith("HTTP/1.1 200 ")
+    if remote:
+        assert beyond.startswith("HTTP/1.1 200 ")
+    else:
+        assert beyond.startswith("HTTP/1.1 403 ")
+        assert "error=http_request_denied" in beyond
+        assert "upgrade_remote" in beyond
+    assert found["heard"] == (["/beyond", "/here"] if remote else ["/here"])
 
 
 # -- gateways ---------------------------------------------------------------------------------
