@@ -20,7 +20,7 @@ from cryptography.x509 import load_pem_x509_certificate
 
 from tests.e2e.clients import CLIENTS, Job
 from tests.e2e.daemon import Warmproxy, command, warmproxy_environ
-from tests.e2e.harness import Process, missing, need, release_ports
+from tests.e2e.harness import Process, clean_environ, missing, need, release_ports
 from tests.e2e.origins import Answer, Blackhole, Origin
 from tests.e2e.servers import (
     GunicornServer,
@@ -196,12 +196,14 @@ def client(
     authority: Authority,
     undici: Callable[[], Undici],
 ) -> Callable[..., Ran]:
-    """Let a real client fetch a URL through a proxy, as a process of its own."""
+    """Let a real client fetch URLs, through a proxy if there is one, as a process of its own."""
 
-    def fetch(name: str, url: str, proxy: Warmproxy) -> Ran:
-        job = Job(url, proxy.url, authority.file, authority.spki, home("client"), undici)
-        invocation = CLIENTS[name](job)
-        return run(invocation.args, proxy.client_environ(**invocation.env))
+    def fetch(name: str, *urls: str, proxy: Warmproxy | None = None, of: Any = CLIENTS) -> Ran:
+        by = proxy.url if proxy is not None else None
+        job = Job(urls, by, authority.file, authority.spki, home("client"), undici)
+        invocation = of[name](job)
+        environ = proxy.client_environ if proxy is not None else clean_environ
+        return run(invocation.args, environ(**invocation.env))
 
     return fetch
 

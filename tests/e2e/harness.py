@@ -151,11 +151,11 @@ def accepts(port: int, host: str = "127.0.0.1") -> bool:
 
 def clean_environ(**extra: str) -> dict[str, str]:
     """Our environment without anything that would send a client, or the daemon, elsewhere."""
-    dropped = ("_proxy", "_PROXY")
+    dropped = ("_proxy", "_PROXY", "NODE_OPTIONS", "JAVA_TOOL_OPTIONS", "JAVA_OPTIONS")
     kept = {
         k: v
         for k, v in os.environ.items()
-        if not k.endswith(dropped) and not k.startswith("WARMPROXY_") and k != "NODE_OPTIONS"
+        if not k.endswith(dropped) and not k.startswith("WARMPROXY_")
     }
     return kept | extra
 
