@@ -183,6 +183,10 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
         ("status --watch x", "warmproxy status: argument --watch: must be seconds from 0.1 to"),
         ("status --wtach", "warmproxy status: unknown option '--wtach'; did you mean '--watch'?"),
         ("init a b", "warmproxy init: unknown argument 'b'"),
+        ("warm", "warmproxy warm: the following arguments are required: URL=N"),
+        ("warm https://h", "warmproxy warm: argument URL=N: must be URL=N or URL=N,tls=M, for"),
+        ("warm https://h=auto", "warmproxy warm: argument URL=N: must be URL=N or URL=N,tls=M"),
+        ("warm https://h=4 --for 25h", "warmproxy warm: argument --for: must be seconds, or like"),
         ("--grace 3", "warmproxy: "),
     ],
 )
@@ -334,8 +338,11 @@ def test_the_sample_lists_every_setting_with_meaning_and_default() -> None:
     live = tomllib.loads(re.sub(r"(?m)^#(?=[\w\[])", "", text))
     for setting in describe():
         assert setting.meaning in prose
-        where = live if not setting.table else live[setting.table]
-        value = (where[0] if isinstance(where, list) else where)[setting.name]
+        where = live
+        for name in filter(None, setting.table.split(".")):
+            found = where[name]
+            where = found[0] if isinstance(found, list) else found
+        value = where[setting.name]
         if setting.default is not None:
             assert value == tomllib.loads(f"v = {setting.default}")["v"]
     loaded = load(path="", text=re.sub(r"(?m)^#(?=[\w\[])", "", text), environ={}, flags={})

@@ -13,7 +13,7 @@ from math import inf
 import uvloop
 
 from warmproxy import __version__, log, wiring
-from warmproxy.admin.pages import Readiness, View, respond
+from warmproxy.admin.pages import Readiness, View, respond, submit
 from warmproxy.admin.server import AdminConnection, AdminHosts
 from warmproxy.metrics import Exposition, Gauges, Sample
 from warmproxy.net.client import Clients
@@ -25,6 +25,7 @@ from warmproxy.net.tls import Contexts
 from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.pool.registry import Registry, tallies
 from warmproxy.settings import Settings
+from warmproxy.warming import Warming
 
 SWEEP_SECONDS = 1.0
 """Between two looks for what no event tells: timeouts, clients that hung up while paused."""
@@ -70,9 +71,17 @@ class Service:
         await self._doors.open()
         if sockets.admin is not None:
             hosts = AdminHosts(self._settings.admin_hosts, self._settings.admin)
-            page = partial(respond, self._view)
-            factory = partial(AdminConnection, page, hosts, self._http_date, self._admins)
+            factory = partial(
+                AdminConnection,
+                partial(respond, self._view),
+                partial(submit, self._view),
+                wiring.own_access(self._settings),
+                hosts,
+                self._http_date,
+                self._admins,
+            )
             self._admin_server = await loop.create_server(factory, sock=sockets.admin)
+        self._warming.tick(time.time())
         self._say_hello(sockets)
         self._housekeeper.start()
         self._sweep_at(loop.time() + SWEEP_SECONDS)
@@ -102,6 +111,7 @@ class Service:
             when_changed=self._look_at_descriptors,
         )
         terms = wiring.proxy_terms(settings, where, self._http_date)
+        self._warming = Warming(settings, terms, self._housekeeper, loop.time)
         connect = self._clients.connect
         doors: list[tuple[socket.socket, Factory]] = [
             (sock, partial(connect, terms)) for sock in sockets.proxy
@@ -117,6 +127,7 @@ class Service:
             configured=registry.configured,
             readiness=self._readiness,
             metrics=Exposition(self._sample).render,
+            grant=self._warming.grant,
         )
 
     def _say_hello(self, sockets: wiring.Sockets) -> None:
@@ -147,6 +158,7 @@ class Service:
             client.sweep(now)
         for admin in list(self._admins):
             admin.sweep(now)
+        self._warming.tick(time.time())
         if not self._announced:
             self._announce(now)
         self._look_at_descriptors()

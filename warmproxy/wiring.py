@@ -96,9 +96,15 @@ def proxy_terms(settings: Settings, where: Destinations, date: Callable[[], byte
     )
 
 
+def own_access(settings: Settings) -> Access:
+    """Who may use gateways and POST /warm. Their clients send no credentials: networks decide
+    alone."""
+    return Access(settings.allow_clients or LOOPBACK, {})
+
+
 def gateway_terms(settings: Settings, proxy: Terms) -> list[Terms]:
-    """The same for each gateway. Its clients cannot send credentials: networks decide alone."""
-    access = Access(settings.allow_clients or LOOPBACK, {})
+    """The same for each gateway."""
+    access = own_access(settings)
     found = []
     for gateway in settings.gateway:
         place = origin_of_url(gateway.upstream)

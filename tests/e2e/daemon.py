@@ -31,14 +31,14 @@ def command(*args: str) -> list[str]:
     return [sys.executable, "-m", "warmproxy", *args]
 
 
-def toml(settings: Mapping[str, Any]) -> str:
-    """TOML of plain values, one [defaults] and [[upstream]] tables."""
+def toml(settings: Mapping[str, Any], table: str = "") -> str:
+    """TOML of plain values, one [defaults] and [[upstream]] tables with [[upstream.warm_at]]."""
     tables = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            tables.append(f"[{name}]\n" + toml(value))
+            tables.append(f"[{table}{name}]\n" + toml(value, f"{table}{name}."))
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            tables += [f"[[{name}]]\n" + toml(row) for row in value]
+            tables += [f"[[{table}{name}]]\n" + toml(row, f"{table}{name}.") for row in value]
     plain = [
         f"{name} = {json.dumps(value)}\n"
         for name, value in settings.items()

@@ -5,6 +5,7 @@ from math import inf
 from warmproxy.observe import CloseReason, Observer, Tally
 from warmproxy.origin import origin
 from warmproxy.policy.retry import Prefer
+from warmproxy.policy.sizing import Auto
 from warmproxy.pool.registry import Registry, tallies
 from warmproxy.settings import Settings, UpstreamSettings
 
@@ -50,6 +51,42 @@ def test_an_https_upstream_has_a_pool_for_tunnels_and_one_for_finished_tls_where
     assert secure not in registry.configured
     assert origins(tls=3)[1] == [("tcp://a:443", 2), ("https://a:443", 3)]
     assert origins(upgrade=True)[1] == [("tcp://a:443", 2), ("https://a:443", 2)]
+
+
+def test_auto_is_sized_between_its_limits_for_each_of_an_upstreams_two_pools():
+    config = UpstreamSettings(
+        url="https://a", warm="auto", tls="auto", warm_min=3, warm_max=50, max_connections=8
+    )
+    registry: Registry[int, str] = Registry(
+        Settings(upstream=(config,)), Observer(), lambda: 0.5, 0.0
+    )
+    for pool in registry:
+        assert isinstance(pool.sizing, Auto)
+        assert (pool.sizing.warm_min, pool.sizing.warm_max) == (3, 8)
+        assert pool.target_idle(0.0) == 3
+        assert pool.plan(0.0).dials == 3
+    assert len(registry) == 2
+
+
+def test_an_origin_has_its_settings_before_it_has_a_pool():
+    config = UpstreamSettings(url="https://a", max_connections=7)
+    registry: Registry[int, str] = Registry(
+        Settings(upstream=(config,)), Observer(), lambda: 0.5, 0.0
+    )
+    secure = config.secure_origin
+    assert secure is not None
+    assert registry.settings_of(secure) is config
+    assert registry.settings_of(config.origin) is config
+    assert registry.settings_of(B) is not config
+    assert len(registry) == 1
+
+
+def test_it_is_full_when_every_origin_would_be_missed():
+    registry = make(max_origins=2)
+    registry.use(B, 0.0)
+    assert not registry.is_full(), "nobody would miss one of the two"
+    registry.use(B, 0.0).boost(1, 10.0, "asked", 0.0)
+    assert registry.is_full()
 
 
 def test_an_origin_gets_a_pool_with_its_first_use_and_is_not_warmed_for_it():

@@ -156,6 +156,17 @@ class Housekeeper:
         pool = self.registry.find(origin) if origin else None
         return pool.tally if pool else self.registry.forgotten
 
+    def boost(self, origin: Origin, count: int, seconds: float, why: str) -> Pool:
+        """Hold at least `count` idle connections to the origin for so long, in place of what `why`
+        began before; 0 ends that."""
+        now = self._loop.time()
+        pool = self.registry.find(origin) or self.registry.use(origin, now)
+        pool.boost(count, now + seconds, why, now)
+        if len(self.registry) > self._settings.max_origins:
+            self._let_go(now)
+        self._plan_soon(pool)
+        return pool
+
     # ── for those who want a connection ──────────────────────────────────────────────────────
 
     def acquire(self, origin: Origin, prefer: Prefer, waiter: Waiter) -> Lease | None:
@@ -398,7 +409,7 @@ class Housekeeper:
             waiter.lease_failed(error)
 
     def _tell_if_learned(self, pool: Pool, now: float) -> None:
-        if pool.origin in self.registry.configured:
+        if pool.origin in self.registry.configured or pool.boosts:
             return
         target = pool.target_idle(now)
         if self._warmed.get(pool.origin, False) != bool(target):

@@ -158,7 +158,8 @@ class OriginPool(Generic[C, W]):
         none while the origin is left alone."""
         if now < self.guard.until:
             return 0
-        wanted = self.sizing.target_idle(now, len(self._active), self._dial, self._shelves.lives)
+        busy = len(self._active) + len(self._waiting)
+        wanted = self.sizing.target_idle(now, busy, self._dial, self._shelves.lives)
         for count, until in self.boosts.values():
             if count > wanted and now < until:
                 wanted = count
@@ -215,7 +216,7 @@ class OriginPool(Generic[C, W]):
         caller has closed it then). Raises LimitReached where the line is full.
         """
         self.account(now)
-        self.sizing.asked(now, len(self._active))
+        self.sizing.asked(now, len(self._active) + len(self._waiting))
         used_first, fresh_only = prefer is Prefer.USED, prefer is Prefer.FRESH_ONLY
         while taken := self._shelves.take(used_first=used_first, fresh_only=fresh_only):
             conn, entry = taken

@@ -7,9 +7,9 @@ from typing import Generic, TypeVar
 from warmproxy.observe import Observer, Tally
 from warmproxy.origin import Origin
 from warmproxy.policy.backoff import DialBudget
-from warmproxy.policy.sizing import Fixed, Learned, Sizing
+from warmproxy.policy.sizing import Auto, Fixed, Learned, Sizing
 from warmproxy.pool.origin_pool import OriginPool
-from warmproxy.settings import OriginSettings, Settings
+from warmproxy.settings import OriginSettings, Settings, Warm
 
 C = TypeVar("C")
 W = TypeVar("W")
@@ -33,10 +33,10 @@ class Registry(Generic[C, W]):
         self._own: dict[Origin, OriginSettings] = {}
         """Settings of origins that are configured but not held warm."""
         for upstream in settings.upstream:
-            self._add(upstream.origin, upstream, Fixed(upstream.warm), upstream.warm, now)
-            secure, count = upstream.secure_origin, settings.tls_warm(upstream)
-            if secure is not None and count:
-                self._add(secure, upstream, Fixed(count), count, now)
+            self._add(upstream.origin, upstream, *_sizing(upstream.warm, upstream), now)
+            secure, warm = upstream.secure_origin, settings.tls_warm(upstream)
+            if secure is not None and warm:
+                self._add(secure, upstream, *_sizing(warm, upstream), now)
             elif secure is not None:
                 self._own[secure] = upstream
         self.configured = frozenset(self._pools)
@@ -55,12 +55,22 @@ class Registry(Generic[C, W]):
         pool = self._pools.get(origin)
         if pool is None:
             s = self._settings
-            sizing = Learned(s.learn_requests, s.learn_window, s.learn_warm, s.learn_quiet)
-            settings = self._own.get(origin, s.defaults)
-            pool = self._add(origin, settings, sizing, s.learn_warm, now)
+            auto = Auto(1, s.learn_warm)
+            sizing = Learned(s.learn_requests, s.learn_window, s.learn_quiet, auto)
+            pool = self._add(origin, self.settings_of(origin), sizing, s.learn_warm, now)
         else:
             self._pools.move_to_end(origin)
         return pool
+
+    def settings_of(self, origin: Origin) -> OriginSettings:
+        """What holds for an origin, whether it has a pool or not."""
+        pool = self._pools.get(origin)
+        return pool.settings if pool else self._own.get(origin, self._settings.defaults)
+
+    def is_full(self) -> bool:
+        """Whether max_origins have pools that stay, so that one more would be one too many."""
+        stay = sum(p.origin in self.configured or not p.is_let_go() for p in self)
+        return stay >= self._settings.max_origins
 
     def beyond_cap(self) -> list[OriginPool[C, W]]:
         """The pools to let go: those over max_origins that were used least recently and that
@@ -101,6 +111,14 @@ class Registry(Generic[C, W]):
         )
         self._pools[origin] = pool
         return pool
+
+
+def _sizing(warm: Warm, settings: OriginSettings) -> tuple[Sizing, int]:
+    """What decides on an upstream's idle connections, and how many there may come to be."""
+    if warm != "auto":
+        return Fixed(warm), warm
+    least, most = settings.warm_range
+    return Auto(least, most), most
 
 
 def tallies(
