@@ -28,6 +28,7 @@ from warmproxy.settings import (
     UpstreamSettings,
     check_host_pattern,
     check_network,
+    check_source,
     describe,
     is_loopback,
     parse_address,
@@ -367,6 +368,15 @@ class _Loader:
                 except ValueError as error:
                     self.about(key, place, str(error))
 
+    def check_sources(self) -> None:
+        upstreams = [_key("upstream", i) for i in range(self.upstreams)]
+        for key in (f"{table}.source_address" for table in ("defaults", *upstreams)):
+            if key in self.values:
+                try:
+                    check_source(self.values[key])
+                except ValueError as error:
+                    self.about(key, self.places[key], str(error))
+
     def check_counts(self) -> None:
         total = 0
         last = _BY_DEFAULT
@@ -399,6 +409,7 @@ class _Loader:
     def finish(self) -> Loaded:
         self.check_addresses()
         self.check_networks()
+        self.check_sources()
         self.check_counts()
         if self.problems:
             self.problems.sort(key=lambda problem: problem[:2])

@@ -97,6 +97,19 @@ def test_pools_with_a_lease_and_configured_ones_stay():
     assert make(max_origins=2).beyond_cap() == []
 
 
+def test_the_pools_of_a_host_are_found_while_they_are_there():
+    registry = make()
+    tunnels = registry.use(origin("tcp", A.host, 443), 0.0)
+    assert registry.at(A.host) == [registry.find(A), tunnels]
+    assert registry.at("nowhere") == []
+    registry.let_go(tunnels)
+    assert registry.at(A.host) == [registry.find(A)]
+    other = registry.use(B, 0.0)
+    assert registry.at(B.host) == [other]
+    registry.let_go(other)
+    assert registry.at(B.host) == []
+
+
 def test_what_a_pool_counted_stays_in_the_sums_when_it_is_let_go():
     registry = make()
     fill(registry, B, 1)
