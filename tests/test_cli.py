@@ -139,6 +139,23 @@ def test_a_credentials_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> 
     assert "secret" not in done.stdout
 
 
+def test_a_source_address_of_another_machine_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "w.toml").write_text(
+        '[defaults]\nsource_address = "203.0.113.7"\n'
+        '[[upstream]]\nurl = "http://a.example"\n'
+        '[[upstream]]\nurl = "http://b.example"\nsource_address = "127.0.0.1"\n'
+        '[[upstream]]\nurl = "http://c.example"\nsource_address = "198.51.100.7"\n'
+    )
+    for command in ("check", "run"):
+        done = warmproxy(command, "--config", "w.toml", cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == [
+            "w.toml:2: 'source_address' \"203.0.113.7\": this machine has no such address",
+            "w.toml:10: 'source_address' \"198.51.100.7\": this machine has no such address",
+            "warmproxy: 2 problems in the settings",
+        ]
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     command = f"{sys.executable} -m warmproxy check | head -1"
     done = subprocess.run(

@@ -18,6 +18,7 @@ from typing import NoReturn
 from warmproxy import __version__
 from warmproxy.errors import ConfigError, StartError
 from warmproxy.loading import Loaded, load
+from warmproxy.net.source import why_not
 from warmproxy.settings import (
     SETTINGS_ENV_PREFIX,
     Settings,
@@ -69,7 +70,7 @@ def _command(argv: Sequence[str]) -> int:
         case "run":
             return _run(args)
         case "check":
-            loaded = _load(args, _unreadable)
+            loaded = _load(args, _missing)
             print(_listing(loaded, _config_path(args)), end="")
             return 0
         case "status":
@@ -98,7 +99,7 @@ def _command(argv: Sequence[str]) -> int:
 def _run(args: argparse.Namespace) -> int:
     # A stop that comes before the service has its own handlers is a stop all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    settings = _load(args, _unreadable).settings
+    settings = _load(args, _missing).settings
     # Here and not above: what the service imports takes far longer than all that a health check
     # does, and that one runs every few seconds.
     from warmproxy.service import run
@@ -121,7 +122,7 @@ def _exec(args: argparse.Namespace) -> int:
         return execute_with(args.argv, proxy=proxy, admin=admin, wait=args.wait)
     if there and not own and is_warmproxy(there):
         return execute_with(args.argv, proxy=there, admin=None, wait=args.wait)
-    _load(args, _unreadable)
+    _load(args, _missing)
     flags = [f"--warm={warm}" for warm in args.warm or ()]
     if args.config:
         flags += ["--config", args.config]
@@ -199,15 +200,26 @@ def _read(path: str) -> str:
     return Path(path).read_bytes().decode("utf-8-sig")
 
 
-def _unreadable(loaded: Loaded) -> Iterator[str]:
-    """`check` and `run` must agree, so a file that `run` needs is looked at here."""
-    path = loaded.settings.credentials_file
+def _missing(loaded: Loaded) -> Iterator[str]:
+    """`check` and `run` must agree, so what `run` needs of the machine is looked at here."""
+    settings = loaded.settings
+    path = settings.credentials_file
     if path:
         try:
             open(path, "rb").close()
         except OSError as error:
             source = loaded.sources["credentials_file"]
             yield f"{source}: 'credentials_file' {toml_value(path)}: {error.strerror}"
+    tables = {"defaults": settings.defaults}
+    tables |= {f"upstream[{i}]": upstream for i, upstream in enumerate(settings.upstream)}
+    wanted = {
+        (loaded.sources[f"{name}.source_address"], table.source_address): None
+        for name, table in tables.items()
+        if table.source_address
+    }
+    for source, address in wanted:
+        if (why := why_not(address)) is not None:
+            yield f"{source}: 'source_address' {toml_value(address)}: {why}"
 
 
 def _admin(args: argparse.Namespace) -> tuple[str, int]:

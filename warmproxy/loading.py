@@ -31,6 +31,7 @@ from warmproxy.settings import (
     WindowSettings,
     check_host_pattern,
     check_network,
+    check_source,
     describe,
     duration,
     is_loopback,
@@ -405,6 +406,15 @@ class _Loader:
             except ValueError as error:
                 self.about(key, place, f"{shown(value)} {error}")
 
+    def check_sources(self) -> None:
+        upstreams = [_key("upstream", i) for i in range(self.upstreams)]
+        for key in (f"{table}.source_address" for table in ("defaults", *upstreams)):
+            if key in self.values:
+                try:
+                    check_source(self.values[key])
+                except ValueError as error:
+                    self.about(key, self.places[key], str(error))
+
     def check_counts(self) -> None:
         total = 0
         last = _BY_DEFAULT
@@ -468,6 +478,7 @@ class _Loader:
         self.check_addresses()
         self.check_networks()
         self.check_windows()
+        self.check_sources()
         self.check_counts()
         if self.problems:
             self.problems.sort(key=lambda problem: problem[:2])

@@ -16,6 +16,7 @@ from warmproxy import __version__, log, wiring
 from warmproxy.admin.pages import Readiness, View, respond, submit
 from warmproxy.admin.server import AdminConnection, AdminHosts
 from warmproxy.metrics import Exposition, Gauges, Sample
+from warmproxy.net.changes import NetworkChanges, read_clocks, slept
 from warmproxy.net.client import Clients
 from warmproxy.net.dialer import Dialer
 from warmproxy.net.housekeeper import Housekeeper, Waiter
@@ -60,6 +61,7 @@ class Service:
         self._shed = 0
         """Idle connections that were closed since descriptors ran out."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._clocks = read_clocks()
 
     async def serve(self) -> None:
         """Build, listen, and stay until a signal comes; then drain."""
@@ -86,10 +88,16 @@ class Service:
         self._housekeeper.start()
         self._sweep_at(loop.time() + SWEEP_SECONDS)
         try:
+            changes = NetworkChanges(loop, self._network_changed)
+        except OSError:
+            changes = None  # not Linux, or not allowed to us
+        try:
             await self._stopping.wait()
             await self._drain()
         finally:
             self._sweeping.cancel()
+            if changes is not None:
+                changes.close()
 
     # ── building, and opening the doors ──────────────────────────────────────────────────────
 
@@ -100,8 +108,11 @@ class Service:
             settings, observer, random.random, loop.time()
         )
         where = wiring.destinations(settings, registry.configured, sockets)
-        dialer = Dialer(loop, Resolver(loop), where, Contexts(wiring.profiles(settings)))
+        self._resolver = Resolver(loop, settings.dns_refresh, random.random)
+        dialer = Dialer(loop, self._resolver, where, Contexts(wiring.profiles(settings)))
         self._housekeeper = Housekeeper(settings, registry, dialer, observer, loop)
+        self._resolver.is_wanted = self._housekeeper.places.wanted
+        self._resolver.on_answer = self._housekeeper.places.located
         self._descriptors = wiring.raise_descriptor_limit() - DESCRIPTORS_APART
         self._clients = Clients(
             housekeeper=self._housekeeper,
@@ -162,6 +173,10 @@ class Service:
         if not self._announced:
             self._announce(now)
         self._look_at_descriptors()
+        clocks = read_clocks()
+        if asleep := slept(self._clocks, clocks):
+            log.event("suspended", seconds=round(asleep), suspect=self._distrust())
+        self._clocks = clocks
         # At its limit a daemon pauses with every client that comes: two lines tell of all that.
         if self._is_crowded and now - self._paused_at >= SWEEP_SECONDS and not self._doors.paused:
             self._is_crowded = False
@@ -169,6 +184,14 @@ class Service:
             log.event("accept_resumed", clients=clients, upstreams=upstreams, shed=self._shed_all)
             self._shed_all = 0
         self._sweep_at(now + SWEEP_SECONDS)
+
+    def _network_changed(self) -> None:
+        log.event("network_changed", suspect=self._distrust())
+
+    def _distrust(self) -> int:
+        """Names and idle connections are from another time or network; how many connections."""
+        self._resolver.doubt_all()
+        return self._housekeeper.places.moved()
 
     def _look_at_descriptors(self) -> None:
         """Stop accepting before the system refuses descriptors, and begin again when some are

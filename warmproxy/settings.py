@@ -87,6 +87,13 @@ class OriginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         PositiveSeconds,
         _says("Seconds for name resolution, and again for connecting, before a 504."),
     ] = 5.0
+    source_address: Annotated[
+        str,
+        _says(
+            "The local address that connections come from; only upstream addresses of its family "
+            "are dialled then. Empty: the system chooses."
+        ),
+    ] = ""
     dial_budget: Annotated[
         Rate,
         _says(
@@ -356,6 +363,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "recently go first."
         ),
     ] = 4096
+    dns_refresh: Annotated[
+        float,
+        Meta(ge=0.1, le=1e9),
+        _says(
+            "Seconds after which, at the latest, a name is looked up again while connections to "
+            "it are held. Those to addresses that have gone are replaced."
+        ),
+    ] = 30.0
     max_clients: Annotated[
         PositiveCount, _says("Client connections at most; more of them wait to be accepted.")
     ] = 10_000
@@ -727,6 +742,17 @@ def check_host_pattern(text: str) -> None:
     except ValueError:
         raise ValueError(
             f"{shown(text)} is no host; for example api.example.com, *.example.com or 10.0.0.0/8"
+        ) from None
+
+
+def check_source(text: str) -> None:
+    """Raises ValueError, with a sentence for the user, where it is neither empty nor an address."""
+    try:
+        if text:
+            ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(
+            f"{shown(text)} is no address; for example 192.168.1.7, one that this machine has"
         ) from None
 
 

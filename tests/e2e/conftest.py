@@ -20,7 +20,7 @@ from cryptography.x509 import load_pem_x509_certificate
 
 from tests.e2e.clients import CLIENTS, Job
 from tests.e2e.daemon import Warmproxy, command, warmproxy_environ
-from tests.e2e.harness import Process, clean_environ, missing, need, release_ports
+from tests.e2e.harness import Hosts, Process, clean_environ, release_ports
 from tests.e2e.origins import Answer, Blackhole, Origin
 from tests.e2e.servers import (
     GunicornServer,
@@ -62,6 +62,12 @@ def stack() -> Iterator[contextlib.ExitStack]:
     """What a test has to close, closed in reverse order."""
     with contextlib.ExitStack() as stack:
         yield stack
+
+
+@pytest.fixture
+def hosts(home: Callable[[str], Path]) -> Hosts:
+    """Names of the test's own: see `Hosts`."""
+    return Hosts(home("hosts"))
 
 
 @pytest.fixture
@@ -115,17 +121,6 @@ nginx_server = _server(NginxServer)
 httpbin_server = _server(HttpbinServer)
 gunicorn_server = _server(GunicornServer)
 haproxy_server = _server(HaproxyServer)
-
-
-@pytest.fixture
-def with_hosts() -> Callable[[Path], list[str]]:
-    """What goes before a command for which another file is to be /etc/hosts: it then runs in a
-    mount namespace of its own."""
-    inside = [need("unshare"), "--user", "--map-root-user", "--mount"]
-    if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
-        missing("the right to make a mount namespace")
-    script = f'{need("mount")} --bind "$0" /etc/hosts && exec "$@"'
-    return lambda hosts: [*inside, "sh", "-c", script, str(hosts)]
 
 
 # -- TLS --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,8 @@ class Reply:
 
 
 class Warmproxy(Process):
-    """A running daemon. `config` is the file's content as a dict; `args` are flags."""
+    """A running daemon. `config` is the file's content as a dict; `args` are flags; `inside` is
+    a command that runs the one that follows it."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class Warmproxy(Process):
         env: Mapping[str, str] | None = None,
         listen: str = "127.0.0.1",
         ready: bool = True,
+        inside: Sequence[str] = (),
     ) -> None:
         self.port = free_port()
         self.admin_port = free_port()
@@ -80,7 +82,7 @@ class Warmproxy(Process):
             file.write_text(toml(config))
             flags += ["--config", str(file)]
         super().__init__(
-            command("run", *flags, *args),
+            [*inside, *command("run", *flags, *args)],
             home / "warmproxy.log",
             home,
             warmproxy_environ(**(env or {})),

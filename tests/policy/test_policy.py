@@ -11,7 +11,7 @@ from warmproxy.policy.access import Access, is_loopback
 from warmproxy.policy.backoff import Backoff, DialBudget
 from warmproxy.policy.learn import IdleLimit
 from warmproxy.policy.retry import Prefer, is_idempotent, may_repeat, preference
-from warmproxy.policy.sizing import Learned
+from warmproxy.policy.sizing import Fixed, Learned
 
 
 def learned(*ages: float) -> IdleLimit:
@@ -124,7 +124,7 @@ def test_methods_in_lower_case_are_other_methods():
 
 
 def test_an_origin_is_learned_after_k_requests_in_the_window_and_forgotten_in_the_quiet():
-    sizing = Learned(requests=3, window=60.0, count=2, quiet=300.0)
+    sizing = Learned(3, 60.0, 300.0, Fixed(2))
     for now in (0.0, 50.0, 100.0):
         sizing.asked(now, 0)
     assert sizing.target_idle(100.0, 0, 0.0, inf) == 0, "three, but not within a minute"
@@ -136,7 +136,7 @@ def test_an_origin_is_learned_after_k_requests_in_the_window_and_forgotten_in_th
 
 
 def test_learning_can_be_switched_off():
-    sizing = Learned(requests=0, window=60.0, count=2, quiet=300.0)
+    sizing = Learned(0, 60.0, 300.0, Fixed(2))
     for _ in range(10):
         sizing.asked(1.0, 0)
     assert sizing.target_idle(1.0, 0, 0.0, inf) == 0

@@ -103,7 +103,7 @@ def test_an_origin_that_is_asked_often_is_warmed_until_it_is_quiet():
     for now in (0.0, 1.0):
         pool.acquire(f"w{now}", Prefer.USED, now, lambda conn: None)
         pool.cancel(f"w{now}")
-    assert pool.plan(1.0).dials == 2
+    assert pool.plan(1.0).dials == 1, "as many as were asked for at once"
     assert pool.plan(1.0).wake_at <= 61.0
     assert pool.plan(61.0).dials == 0
 
@@ -132,6 +132,19 @@ def test_pools_with_a_lease_and_configured_ones_stay():
     pool.release(1, 0.0)
     assert [gone.origin for gone in registry.beyond_cap()] == [B]
     assert make(max_origins=2).beyond_cap() == []
+
+
+def test_the_pools_of_a_host_are_found_while_they_are_there():
+    registry = make()
+    tunnels = registry.use(origin("tcp", A.host, 443), 0.0)
+    assert registry.at(A.host) == [registry.find(A), tunnels]
+    assert registry.at("nowhere") == []
+    registry.let_go(tunnels)
+    assert registry.at(A.host) == [registry.find(A)]
+    other = registry.use(B, 0.0)
+    assert registry.at(B.host) == [other]
+    registry.let_go(other)
+    assert registry.at(B.host) == []
 
 
 def test_what_a_pool_counted_stays_in_the_sums_when_it_is_let_go():

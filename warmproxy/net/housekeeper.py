@@ -7,6 +7,7 @@ from typing import Protocol
 
 from warmproxy.errors import DialClosed, DialError, LimitReached, ShuttingDown, WarmproxyError
 from warmproxy.net.dialer import Dialer
+from warmproxy.net.places import Places
 from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.observe import CloseReason, Observer, Tally
 from warmproxy.origin import Origin, unsecured
@@ -107,6 +108,7 @@ class Housekeeper:
         self._starved: dict[Origin, Pool] = {}
         """Pools whose waiters need a dial that max_connections (all origins) did not allow."""
         self._warmed: dict[Origin, bool] = {}
+        self.places = Places(registry, loop, self._ended, self._plan_soon)
         self._stopped = False
         self.scarce = False
         """Descriptors are running out: dials for requests only."""
@@ -221,6 +223,8 @@ class Housekeeper:
         if dead is not None:
             conn.close()
             self._freed()
+            if conn.broken:
+                self._loop.call_soon(self.places.failed, conn.origin.host, conn.peer)
         return dead
 
     def _serve(self, pool: Pool, waiter: Waiter, conn: UpstreamConnection) -> None:
@@ -251,6 +255,8 @@ class Housekeeper:
         pool.closed(conn, reason, now)
         self._plan_soon(pool)
         self._freed()
+        if conn.broken:
+            self.places.failed(pool.origin.host, conn.peer)
 
     def _freed(self) -> None:
         """One connection fewer: those who could not dial under the cap may try again."""
@@ -350,8 +356,10 @@ class Housekeeper:
         try:
             warm = self._warm_tcp(pool) if pool.origin.scheme == "https" else None
             urgent = pool.waiting > 0
-            timeout = pool.settings.dial_timeout
-            dialled = await self._dialer.dial(pool.origin, timeout, warm, urgent)
+            own = pool.settings
+            dialled = await self._dialer.dial(
+                pool.origin, own.dial_timeout, warm, urgent, own.source_address, pool.places
+            )
             conn = dialled.connection
             if conn.ended is not None:
                 raise DialClosed(f"{pool.origin.authority} accepted and closed at once")
@@ -377,6 +385,8 @@ class Housekeeper:
             conn.on_idle_end = self._idle_ended
             cost = dialled.dns + dialled.tcp + dialled.tls
             waiter = pool.dial_succeeded(conn, cost, self._loop.time(), conn.peer)
+            for place in dialled.silent:
+                self.places.failed(pool.origin.host, place)
             if waiter is not None:
                 self._serve(pool, waiter, conn)
             elif conn.early:
@@ -404,6 +414,8 @@ class Housekeeper:
 
     def _dial_failed(self, pool: Pool, error: DialError) -> None:
         self._freed()
+        for place in error.silent:
+            self.places.failed(pool.origin.host, place)
         for waiter in pool.dial_failed(error, self._loop.time()):
             self._timeouts.pop(waiter).cancel()
             waiter.lease_failed(error)

@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 from warmproxy.observe import CloseReason
 from warmproxy.origin import Origin
+from warmproxy.policy.destinations import reached
 
 WRITE_BUFFER = 256 * 1024
 """Bytes queued for a slow reader before its source is paused."""
@@ -43,6 +44,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_sink",
         "_sock",
         "_transport",
+        "broken",
         "early",
         "ended",
         "on_idle_end",
@@ -57,6 +59,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._remember = remember
         """Keeps the TLS session for later dials."""
         self.peer = ""
+        """Its address."""
+        self.broken = False
+        """Ended by a reset or a time-out, which others to the same address may share."""
         self.ended: CloseReason | None = None
         self.early = b""
         """Of a raw connection: what the upstream said before anybody had the connection."""
@@ -148,6 +153,7 @@ class UpstreamConnection(asyncio.Protocol):
             try:
                 data = sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             except OSError:
+                self.broken = True
                 return CloseReason.UPSTREAM_RESET
         return self._classify(data) if data else CloseReason.UPSTREAM_EOF
 
@@ -156,10 +162,11 @@ class UpstreamConnection(asyncio.Protocol):
             return CloseReason.TLS_ALERT
         return CloseReason.UNSOLICITED_DATA
 
-    def _end(self, reason: CloseReason) -> None:
+    def _end(self, reason: CloseReason, *, broken: bool = False) -> None:
         if self.ended is not None:
             return
         self.ended = reason
+        self.broken = broken
         if self._sink is not None:
             self._sink.upstream_ended(reset=reason is not CloseReason.UPSTREAM_EOF)
         elif self.on_idle_end is not None:
@@ -171,7 +178,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._sock = transport.get_extra_info("socket")
         if peername := transport.get_extra_info("peername"):  # none once it was reset
-            self.peer = peername[0]
+            self.peer = str(reached(peername[0]))
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
 
     def data_received(self, data: bytes) -> None:
@@ -194,7 +201,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._end(CloseReason.TLS_ALERT)
         elif exc is not None or (self.origin.scheme == "https" and self._sink is not None):
             # TLS that ends without close_notify may have been cut (RFC 9112, 9.8)
-            self._end(CloseReason.UPSTREAM_RESET)
+            self._end(CloseReason.UPSTREAM_RESET, broken=exc is not None)
         else:
             self._end(CloseReason.UPSTREAM_EOF)
 

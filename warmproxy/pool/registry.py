@@ -29,6 +29,7 @@ class Registry(Generic[C, W]):
         self._observer = observer
         self._rng = rng
         self._pools: OrderedDict[Origin, OriginPool[C, W]] = OrderedDict()
+        self._by_host: dict[str, list[OriginPool[C, W]]] = {}
         self.forgotten = Tally()
         self._own: dict[Origin, OriginSettings] = {}
         """Settings of origins that are configured but not held warm."""
@@ -49,6 +50,10 @@ class Registry(Generic[C, W]):
 
     def find(self, origin: Origin) -> OriginPool[C, W] | None:
         return self._pools.get(origin)
+
+    def at(self, host: str) -> list[OriginPool[C, W]]:
+        """The pools of one host, whatever their ports and schemes."""
+        return self._by_host.get(host, [])
 
     def use(self, origin: Origin, now: float) -> OriginPool[C, W]:
         """The origin's pool, made if need be; from now on the one that was used last."""
@@ -87,6 +92,10 @@ class Registry(Generic[C, W]):
 
     def let_go(self, pool: OriginPool[C, W]) -> None:
         del self._pools[pool.origin]
+        beside = self._by_host[pool.origin.host]
+        beside.remove(pool)
+        if not beside:
+            del self._by_host[pool.origin.host]
         self.forgotten.add(pool.tally)
 
     def least_recent_with_idle(self, beside: Origin | None = None) -> OriginPool[C, W] | None:
@@ -110,6 +119,7 @@ class Registry(Generic[C, W]):
             now,
         )
         self._pools[origin] = pool
+        self._by_host.setdefault(origin.host, []).append(pool)
         return pool
 
 
