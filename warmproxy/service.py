@@ -233,7 +233,7 @@ class Service:
         gauges: dict[str, Gauges] = {"other": Gauges()}
         for pool in registry:
             pool.account(now)
-            limits = (("fresh", pool.limits[False]), ("used", pool.limits[True]))
+            limits = pool.idle_limits.items()
             here = Gauges(
                 pool.fresh,
                 pool.used,
