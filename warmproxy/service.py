@@ -25,6 +25,7 @@ from warmproxy.net.tls import Contexts
 from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.pool.registry import Registry, tallies
 from warmproxy.settings import Settings
+from warmproxy.state import StateFile
 
 SWEEP_SECONDS = 1.0
 """Between two looks for what no event tells: timeouts, clients that hung up while paused."""
@@ -87,8 +88,9 @@ class Service:
     def _build(self, sockets: wiring.Sockets) -> None:
         settings, loop = self._settings, self._loop
         observer = log.LogObserver(access_log=settings.access_log)
+        self._state = StateFile(settings.state_file)
         self._registry = registry = Registry[UpstreamConnection, Waiter](
-            settings, observer, random.random, loop.time()
+            settings, observer, random.random, loop.time(), self._state.recall
         )
         where = wiring.destinations(settings, registry.configured, sockets)
         dialer = Dialer(loop, Resolver(loop), where, Contexts(wiring.profiles(settings)))
@@ -150,6 +152,7 @@ class Service:
         if not self._announced:
             self._announce(now)
         self._look_at_descriptors()
+        self._state.look(self._registry, self._loop)
         # At its limit a daemon pauses with every client that comes: two lines tell of all that.
         if self._is_crowded and now - self._paused_at >= SWEEP_SECONDS and not self._doors.paused:
             self._is_crowded = False
@@ -281,6 +284,7 @@ class Service:
             self._admin_server.close()
         for admin in list(self._admins):
             admin.transport.close()
+        await self._state.close(self._registry)
         await asyncio.sleep(0)  # let the closes reach the kernel
         log.event("stopped", cut_short=self._cut)
 

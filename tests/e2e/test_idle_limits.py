@@ -1,5 +1,9 @@
 """The idle limits of upstreams: said by them, learned from them, remembered over a restart."""
 
+import shutil
+import signal
+import stat
+
 import pytest
 
 from tests.e2e.daemon import fetch_on, origin_name, read_reply, wait_warm
@@ -91,3 +95,61 @@ def test_a_raw_connection_has_a_limit_of_its_own_kind(warmproxy, origin) -> None
     assert limits["raw"] == pytest.approx(0.8, abs=0.1)
     labels = {"origin": origin_name(url), "kind": "raw"}
     assert proxy.count("warmproxy_idle_limit_seconds", **labels) == pytest.approx(0.8, abs=0.1)
+
+
+# -- over a restart ---------------------------------------------------------------------------
+
+
+def test_what_was_learned_holds_from_the_start_of_the_next_run(warmproxy, origin, home) -> None:
+    """A second daemon with the same state file replaces connections before the limit that the
+    first one learned: the origin ends none but the canaries."""
+    web = origin(idle_fresh=1.5)
+    file = home("state") / "deep" / "limits.json"
+    keep = {"WARMPROXY_STATE_FILE": str(file)}
+    first = warmproxy("--warm", f"{web.url}=3", env=keep)
+    eventually(lambda: first.pool(web.url)["idle_limits"]["fresh"], says=first.pools)
+    assert first.terminate() == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert web.url in file.read_text()
+
+    second = warmproxy("--warm", f"{web.url}=3", env=keep)
+    known = second.pool(web.url)["idle_limits"]
+    assert known["fresh"] == pytest.approx(1.5, abs=0.1)
+    eventually(lambda: closed(second, "idle_limit") >= 6, says=second.pools)
+    # of each round of three at most the canary
+    assert closed(second, "upstream_eof") <= closed(second, "idle_limit") / 2
+    assert second.log_lines("state_") == []
+
+
+def test_news_reach_the_file_while_the_daemon_runs_and_survive_its_crash(
+    warmproxy, origin, home
+) -> None:
+    """Killed, a daemon leaves what it had written; nothing of a half-written file is left."""
+    web = origin(idle_fresh=0.8)
+    folder = home("state")
+    keep = {"WARMPROXY_STATE_FILE": str(folder / "limits.json")}
+    with_clock = warmproxy("--warm", f"{web.url}=3", env=keep)
+    eventually(lambda: (folder / "limits.json").exists(), 40, with_clock.pools)
+    with_clock.signal(signal.SIGKILL)
+    with_clock.exit_code()
+    assert [p.name for p in folder.iterdir() if p.suffix == ".json"] == ["limits.json"]
+    again = warmproxy("--warm", f"{web.url}=3", env=keep)
+    assert again.pool(web.url)["idle_limits"]["fresh"] == pytest.approx(0.8, abs=0.1)
+
+
+def test_a_state_file_that_is_no_use_is_said_once(warmproxy, origin, home) -> None:
+    """Broken when it is read, gone when it is written: two lines, and requests are served."""
+    web = origin(idle_fresh=0.6)
+    folder = home("state") / "inner"
+    folder.mkdir()
+    file = folder / "limits.json"
+    file.write_text("{broken")
+    proxy = warmproxy("--warm", f"{web.url}=3", env={"WARMPROXY_STATE_FILE": str(file)})
+    shutil.rmtree(folder)
+    folder.touch()
+    eventually(lambda: proxy.pool(web.url)["idle_limits"]["fresh"], says=proxy.pools)
+    assert proxy.fetch(f"{web.url}/").status == 200
+    assert proxy.terminate() == 0
+    for event in ("state_unreadable", "state_unwritable"):
+        (line,) = proxy.log_lines(event)
+        assert str(file) in line
