@@ -21,8 +21,9 @@ LABEL org.opencontainers.image.title="warmproxy" \
       org.opencontainers.image.source="$SOURCE" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /app /app
-# The root file system may be read-only: nothing is ever written to it.
-ENV PATH=/app/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# The root file system may be read-only: nothing is ever written to it. Who mounts a volume can name
+# a file on it in WARMPROXY_STATE_FILE.
+ENV PATH=/app/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 WARMPROXY_STATE_FILE=""
 # A published port arrives from outside the container's loopback, so both listeners take every
 # address; who may use the proxy stays limited to loopback and the private networks.
 ENV WARMPROXY_LISTEN="0.0.0.0:3128" \

@@ -39,12 +39,16 @@ def problems(
     return caught.value.problems
 
 
+DEFAULT = Settings(state_file="")
+"""Where the environment names no home."""
+
+
 # ── what holds ───────────────────────────────────────────────────────────────────────────────
 
 
 def test_nothing_given_means_the_defaults() -> None:
     result = loaded()
-    assert result.settings == Settings()
+    assert result.settings == DEFAULT
     assert set(result.sources.values()) == {"default"}
 
 
@@ -102,6 +106,25 @@ def test_every_effective_value_has_a_source() -> None:
 
 
 @pytest.mark.parametrize(
+    ("environ", "path"),
+    [
+        ({"HOME": "/home/me"}, "/home/me/.local/state/warmproxy/limits.json"),
+        ({"HOME": "/home/me", "XDG_STATE_HOME": "/var/me"}, "/var/me/warmproxy/limits.json"),
+        ({"XDG_STATE_HOME": "/var/me"}, "/var/me/warmproxy/limits.json"),
+        ({"HOME": "/me", "XDG_STATE_HOME": "me"}, "/me/.local/state/warmproxy/limits.json"),
+        ({"HOME": "/me", "STATE_DIRECTORY": "/var/lib/w:/b"}, "/var/lib/w/limits.json"),
+        ({}, ""),
+    ],
+)
+def test_auto_is_where_the_system_keeps_state(environ: Mapping[str, str], path: str) -> None:
+    """systemd's folder before XDG's before the home's; without any of them nothing is kept."""
+    assert loaded(None, environ).settings.state_file == path
+    assert loaded('state_file = "auto"', environ).settings.state_file == path
+    assert loaded('state_file = "/else"', environ).settings.state_file == "/else"
+    assert loaded('state_file = ""', environ).settings.state_file == ""
+
+
+@pytest.mark.parametrize(
     ("variable", "text", "key", "value"),
     [
         ("WARMPROXY_LISTEN", "127.0.0.1:1 [::1]:2", "listen", ("127.0.0.1:1", "[::1]:2")),
@@ -147,7 +170,7 @@ def test_every_described_variable_is_read() -> None:
 def test_variables_that_are_not_settings_are_let_be(variable: str) -> None:
     """Kubernetes sets most of these in each pod once there is a Service named warmproxy."""
     name, _, value = variable.partition("=")
-    assert loaded(None, {name: value}).settings == Settings()
+    assert loaded(None, {name: value}).settings == DEFAULT
 
 
 def test_warm_flags_add_upstreams_and_override_the_count_of_known_ones() -> None:

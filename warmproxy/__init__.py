@@ -7,6 +7,7 @@ Floors. A module imports only from floors below its own, or from earlier modules
     cli, tools     arguments -> Settings -> service; programs beside the daemon
     clients        adapters for other programs' HTTP libraries; imports nothing of the daemon
     4  service     listens, sweeps, drains; wiring makes the parts that it puts together
+       state       learned idle limits -> a file, over a restart
        warming     holds more for a while: windows of the settings, POST /warm
        admin       /metrics /healthz /readyz /pools /warm
        metrics     tallies -> Prometheus

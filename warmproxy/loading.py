@@ -2,7 +2,7 @@
 environment later.
 
 `load` is pure: whoever calls it has read the file. It reports every problem at once, each on one
-line.
+line. What depends on the environment (`state_file` auto) is settled here too.
 """
 
 import difflib
@@ -108,6 +108,7 @@ class _Loader:
         self.gateways = 0
         self.elements: dict[str, list[_Place]] = {}
         """key of a list in the file -> where each of its elements is"""
+        self.auto_state_file = ""
 
     def problem(self, place: _Place, what: str) -> None:
         line = f"{place.prefix}: {what}" if place.prefix else what
@@ -209,6 +210,7 @@ class _Loader:
             self.origin_of(self.values[key], self.places[key])
 
     def read_environment(self, environ: Mapping[str, str]) -> None:
+        self.auto_state_file = _state_file(environ)
         for variable in sorted(environ):
             if not variable.startswith(SETTINGS_ENV_PREFIX) or variable in _NOT_SETTINGS:
                 continue
@@ -493,6 +495,8 @@ class _Loader:
             return chosen
 
         top = table((), [name for name in TOP if name not in NESTED])
+        if top["state_file"] == "auto":
+            top["state_file"] = self.auto_state_file
         defaults = OriginSettings(**table(("defaults",), DEFAULTS))
         order = list(dict.fromkeys(["url", "warm", *UPSTREAM]))  # as people write them
         order.remove("warm_at")
@@ -586,6 +590,18 @@ def _open_proxy(listen: str) -> str:
         f"{shown(listen)} can be reached from other machines, and whoever reaches an open proxy "
         "can use it as you: set allow_clients to the networks of your clients, or credentials_file"
     )
+
+
+def _state_file(environ: Mapping[str, str]) -> str:
+    """What `auto` means: in the folder that systemd made (StateDirectory=), else where the XDG Base
+    Directory Specification says; "" where there is neither that nor a home."""
+    first, _, _ = environ.get("STATE_DIRECTORY", "").partition(":")
+    if first:
+        return f"{first}/limits.json"
+    home, state = environ.get("HOME", ""), environ.get("XDG_STATE_HOME", "")
+    if not state.startswith("/"):  # relative ones are to be ignored
+        state = f"{home}/.local/state" if home else ""
+    return f"{state}/warmproxy/limits.json" if state else ""
 
 
 def _key(*path: str | int) -> str:

@@ -108,7 +108,7 @@ def _gauges(sample: Sample) -> Iterator[Metric]:
     )
     limits = GaugeMetricFamily(
         "warmproxy_idle_limit_seconds",
-        "Learned: idle age at which the upstream closes a connection of this kind",
+        "Idle age at which the upstream closes a connection of this kind: learned, or announced",
         labels=("origin", "kind"),
     )
     for origin, now in sample.gauges.items():

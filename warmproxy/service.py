@@ -26,6 +26,7 @@ from warmproxy.net.tls import Contexts
 from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.pool.registry import Registry, tallies
 from warmproxy.settings import Settings
+from warmproxy.state import StateFile
 from warmproxy.warming import Warming
 
 SWEEP_SECONDS = 1.0
@@ -104,8 +105,9 @@ class Service:
     def _build(self, sockets: wiring.Sockets) -> None:
         settings, loop = self._settings, self._loop
         observer = log.LogObserver(access_log=settings.access_log)
+        self._state = StateFile(settings.state_file)
         self._registry = registry = Registry[UpstreamConnection, Waiter](
-            settings, observer, random.random, loop.time()
+            settings, observer, random.random, loop.time(), self._state.recall
         )
         where = wiring.destinations(settings, registry.configured, sockets)
         self._resolver = Resolver(loop, settings.dns_refresh, random.random)
@@ -177,6 +179,7 @@ class Service:
         if asleep := slept(self._clocks, clocks):
             log.event("suspended", seconds=round(asleep), suspect=self._distrust())
         self._clocks = clocks
+        self._state.look(self._registry, self._loop)
         # At its limit a daemon pauses with every client that comes: two lines tell of all that.
         if self._is_crowded and now - self._paused_at >= SWEEP_SECONDS and not self._doors.paused:
             self._is_crowded = False
@@ -268,7 +271,7 @@ class Service:
         gauges: dict[str, Gauges] = {"other": Gauges()}
         for pool in registry:
             pool.account(now)
-            limits = (("fresh", pool.limits[False]), ("used", pool.limits[True]))
+            limits = pool.idle_limits.items()
             here = Gauges(
                 pool.fresh,
                 pool.used,
@@ -316,6 +319,7 @@ class Service:
             self._admin_server.close()
         for admin in list(self._admins):
             admin.transport.close()
+        await self._state.close(self._registry)
         await asyncio.sleep(0)  # let the closes reach the kernel
         log.event("stopped", cut_short=self._cut)
 

@@ -446,6 +446,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Seconds,
         _says("Seconds that exchanges in flight get to finish at SIGTERM or Ctrl-C."),
     ] = 5.0
+    state_file: Annotated[
+        str,
+        _says(
+            'Where learned idle limits are kept over a restart: a path, "" for nowhere, or auto: '
+            "limits.json in systemd's $STATE_DIRECTORY, else in warmproxy/ below $XDG_STATE_HOME "
+            "or ~/.local/state."
+        ),
+    ] = "auto"
     access_log: Annotated[bool, _says("One line for each exchange.")] = False
     log_format: Annotated[
         Literal["auto", "text", "json"],

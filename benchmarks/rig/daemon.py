@@ -64,9 +64,10 @@ class Daemon:
 
     async def start(self) -> None:
         """Returns when it is ready. Raises NotReady."""
-        # an empty folder, and no WARMPROXY_ variable: nobody's settings but ours
+        # an empty folder, and no WARMPROXY_ variable: nobody's settings but ours, and nothing
+        # known from an earlier run
         environment = {k: v for k, v in os.environ.items() if not k.startswith("WARMPROXY_")}
-        environment["PYTHONPATH"] = str(ROOT)
+        environment |= {"PYTHONPATH": str(ROOT), "WARMPROXY_STATE_FILE": ""}
         self.process = link.spawn(
             self.command,
             self.cpu,

@@ -23,6 +23,7 @@ from tests.e2e.daemon import Warmproxy, command, warmproxy_environ
 from tests.e2e.harness import Hosts, Process, clean_environ, release_ports
 from tests.e2e.origins import Answer, Blackhole, Origin
 from tests.e2e.servers import (
+    ApacheServer,
     GunicornServer,
     HaproxyServer,
     HttpbinServer,
@@ -119,6 +120,7 @@ def _server(kind: Any) -> Any:
 node_server = _server(NodeServer)
 nginx_server = _server(NginxServer)
 httpbin_server = _server(HttpbinServer)
+apache_server = _server(ApacheServer)
 gunicorn_server = _server(GunicornServer)
 haproxy_server = _server(HaproxyServer)
 

@@ -19,12 +19,14 @@ from tests.e2e.harness import Memory, Process, clean_environ, eventually, free_p
 
 
 def warmproxy_environ(**extra: str) -> dict[str, str]:
-    """An environment in which `python -m warmproxy` is the package that these tests import."""
+    """An environment in which `python -m warmproxy` is the package that these tests import, and
+    keeps nothing of what it learns in anybody's home."""
     spec = importlib.util.find_spec("warmproxy")
     assert spec is not None
     assert spec.origin is not None
     root = str(Path(spec.origin).parents[1])
-    return clean_environ(PYTHONPATH=root, PYTHONUNBUFFERED="1", **extra)
+    ours = {"PYTHONPATH": root, "PYTHONUNBUFFERED": "1", "WARMPROXY_STATE_FILE": ""}
+    return clean_environ(**(ours | extra))
 
 
 def command(*args: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Real servers as origins: Node, nginx, gunicorn serving httpbin, HAProxy."""
+"""Real servers as origins: Node, nginx, Apache, gunicorn serving httpbin, HAProxy."""
 
 import json
 import os
@@ -158,6 +158,40 @@ class HaproxyServer(Server):
         rules = 'http-request return status 200 content-type text/plain string "from haproxy"'
         conf.write_text(HAPROXY_CONF.format(port=self.port, http_request=http_request, rules=rules))
         super().__init__([need("haproxy"), "-db", "-f", str(conf)], home / "haproxy.log", home)
+        self.until(lambda: accepts(self.port))
+
+
+APACHE_CONF = """
+ServerRoot {home}
+ServerName 127.0.0.1
+PidFile {home}/apache.pid
+DefaultRuntimeDir {home}
+Listen 127.0.0.1:{port}
+LoadModule mpm_event_module {modules}/mod_mpm_event.so
+LoadModule authz_core_module {modules}/mod_authz_core.so
+ErrorLog /dev/stderr
+DocumentRoot {home}/www
+StartServers 1
+{settings}
+"""
+
+
+class ApacheServer(Server):
+    """Apache with its event workers, serving `www/hello.txt`."""
+
+    def __init__(self, home: Path, settings: str) -> None:
+        self.port = free_port()
+        apache = need("apache2")
+        modules = Path("/usr/lib/apache2/modules")
+        if not modules.exists():
+            missing(f"{modules}")
+        (home / "www").mkdir()
+        (home / "www" / "hello.txt").write_text("hello from apache\n")
+        conf = home / "apache.conf"
+        filled = APACHE_CONF.format(home=home, port=self.port, modules=modules, settings=settings)
+        conf.write_text(filled)
+        args = [apache, "-f", str(conf), "-D", "FOREGROUND"]
+        super().__init__(args, home / "apache.log", home)
         self.until(lambda: accepts(self.port))
 
 

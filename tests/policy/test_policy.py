@@ -9,16 +9,8 @@ from warmproxy.observe import CloseReason
 from warmproxy.policy import retire
 from warmproxy.policy.access import Access, is_loopback
 from warmproxy.policy.backoff import Backoff, DialBudget
-from warmproxy.policy.learn import IdleLimit
 from warmproxy.policy.retry import Prefer, is_idempotent, may_repeat, preference
 from warmproxy.policy.sizing import Fixed, Learned
-
-
-def learned(*ages: float) -> IdleLimit:
-    limit = IdleLimit()
-    for age in ages:
-        limit.closed(age, 0.0)
-    return limit
 
 
 def test_full_jitter_reaches_from_nothing_to_the_doubled_ceiling():
@@ -54,36 +46,6 @@ def test_forced_dials_are_charged_but_the_debt_has_a_bound():
     for _ in range(100):
         budget.charge(0.0)
     assert budget.next_at(0.0) == 3.0
-
-
-def test_a_limit_needs_three_closes_that_agree():
-    assert learned(5.0, 5.1).seconds == inf
-    assert learned(5.0, 5.1, 5.2).seconds == 5.0
-    assert learned(60.0, 5.0, 61.0, 30.0, 60.5).seconds == 60.0
-
-
-def test_what_dies_at_once_is_no_idle_limit():
-    assert learned(0.1, 0.1, 0.1).seconds == inf
-
-
-@pytest.mark.parametrize(
-    ("limit", "rtt", "safe"), [(60.0, 0.04, 54.0), (1.0, 0.04, 0.5), (5, 2, 1)]
-)
-def test_the_margin_is_the_largest_of_a_tenth_two_round_trips_and_half_a_second(limit, rtt, safe):
-    assert learned(limit, limit, limit).safe(rtt) == pytest.approx(safe)
-
-
-def test_a_canary_that_lives_longer_lifts_the_limit():
-    limit = learned(5.0, 5.0, 5.0, 20.0)
-    limit.survived(6.0)
-    assert limit.seconds == 6.0
-
-
-def test_a_canary_that_ends_within_the_limit_changes_nothing():
-    limit = learned(5.0, 5.0, 5.0)
-    limit.survived(5.0)
-    assert limit.seconds == 5.0
-    assert limit.probe_at == pytest.approx(6.0)
 
 
 def test_the_nearer_of_age_and_idle_limit_names_the_reason():

@@ -8,6 +8,7 @@ from warmproxy.errors import DialRefused, LimitReached
 from warmproxy.observe import CloseReason, Observer
 from warmproxy.origin import origin
 from warmproxy.policy.backoff import DialBudget
+from warmproxy.policy.learn import Known
 from warmproxy.policy.retry import Prefer
 from warmproxy.policy.sizing import Fixed
 from warmproxy.pool.origin_pool import OriginPool
@@ -38,9 +39,9 @@ class Said(Observer):
         self.events.append(f"held_back {seconds:g}")
 
 
-def make(warm=0, *, observer=None, rate=100.0, rng=lambda: 1.0, **settings) -> Pool:
+def make(warm=0, *, origin=ORIGIN, observer=None, rate=100.0, rng=lambda: 1.0, **settings) -> Pool:
     return OriginPool(
-        ORIGIN,
+        origin,
         OriginSettings(**settings),
         Fixed(warm),
         DialBudget(rate, max(rate, warm)),
@@ -198,7 +199,7 @@ def test_a_lease_that_ends_with_its_connection_is_no_idle_close():
     assert (pool.active, pool.idle) == (0, 0)
     assert pool.tally.closed == {"upstream_eof": 1}
     assert pool.tally.dials_wasted == 0
-    assert pool.limits[True].seconds == pool.limits[False].seconds == inf
+    assert pool.idle_limits["used"].seconds == pool.idle_limits["fresh"].seconds == inf
 
 
 def test_a_dial_that_is_cancelled_counts_no_more():
@@ -413,7 +414,7 @@ def taught(limit=5.0, **settings) -> Pool:
 
 def test_closes_that_agree_teach_the_limit_and_successors_come_before_it():
     pool = taught(5.0)
-    assert pool.limits[False].seconds == 5.0
+    assert pool.idle_limits["fresh"].seconds == 5.0
     assert pool.plan(5.0).wake_at == pytest.approx(5.0 + 4.5)
     assert pool.plan(9.6).dials == 3
     assert pool.plan(9.6).evict == ()
@@ -423,7 +424,7 @@ def test_closes_at_random_ages_teach_nothing():
     pool = filled(4)
     for conn, age in ((1, 2.0), (2, 5.0), (3, 9.0)):
         pool.closed(conn, CloseReason.UPSTREAM_EOF, age)
-    assert pool.limits[False].seconds == inf
+    assert pool.idle_limits["fresh"].seconds == inf
 
 
 def test_one_due_connection_stays_open_as_the_canary_that_can_disprove_the_limit():
@@ -435,14 +436,32 @@ def test_one_due_connection_stays_open_as_the_canary_that_can_disprove_the_limit
     assert [pool.evict(conn, why, 9.7) for conn, why in evict] == [False, True, True]
     assert (pool.idle, pool.canaries) == (3, 1)
     assert pool.acquire("w", Prefer.USED, 9.7, alive) == 9, "the canary is handed to nobody"
-    pool.plan(11.1)
-    assert pool.limits[False].seconds == pytest.approx(6.1), "it outlived the limit"
     pool.closed(4, CloseReason.UPSTREAM_EOF, 11.2)
-    assert pool.limits[False].seconds == pytest.approx(6.1)
+    assert pool.idle_limits["fresh"].seconds == 5.0, "one that lives longer proves nothing"
+
+
+def test_three_canaries_that_have_seen_enough_lift_the_limit():
+    pool = make(3, rng=lambda: 0.0)
+    pool.recall({"fresh": Known(5.0, 5.0)})
+    now, conns = 0.0, iter(range(1000))
+    canaries: dict[int, bool] = {}
+    """connection -> whether it was closed"""
+    while pool.idle_limits["fresh"].seconds == 5.0:
+        plan = pool.plan(now)
+        for conn, why in plan.evict:
+            closed = pool.evict(conn, why, now)
+            if not closed or conn in canaries:
+                canaries[conn] = closed
+        for _ in range(plan.dials):
+            dial(pool, next(conns), now)
+        now = max(now + 0.01, min(plan.wake_at, now + 0.5))
+    assert list(canaries.values()) == [True] * 3
+    assert 3 * (20 - 4.5) <= now < 3 * 20
+    assert pool.idle_limits["fresh"].seconds == pytest.approx(20.0, abs=0.1)
 
 
 def test_a_canary_ends_with_its_max_age_whatever_the_pool_needs():
-    pool = taught(5.0, max_age=20.0)
+    pool = taught(5.0, max_age=15.0)
     for conn in (7, 8, 9):
         dial(pool, conn, 9.7)
     for conn, why in pool.plan(9.7).evict:
@@ -455,7 +474,7 @@ def test_a_canary_ends_with_its_max_age_whatever_the_pool_needs():
                 assert why is CloseReason.MAX_AGE
                 assert pool.evict(conn, why, now)
         assert now < 40
-    assert now >= 5.0 + 20.0
+    assert now >= 5.0 + 15.0
 
 
 def test_the_two_shelves_have_limits_of_their_own():
@@ -465,8 +484,8 @@ def test_the_two_shelves_have_limits_of_their_own():
     for conn in (1, 2, 3):
         pool.release(conn, 0.0)
         pool.closed(conn, CloseReason.UPSTREAM_EOF, 5.0)
-    assert pool.limits[True].seconds == 5.0
-    assert pool.limits[False].seconds == inf
+    assert pool.idle_limits["used"].seconds == 5.0
+    assert pool.idle_limits["fresh"].seconds == inf
 
 
 def test_hits_are_counted_with_the_seconds_that_they_saved():

@@ -4,6 +4,8 @@ from math import inf
 
 from tests.pool.test_origin_pool import RTT, Pool, Said, alive, dial, filled, make, used
 from warmproxy.observe import CloseReason
+from warmproxy.origin import origin
+from warmproxy.policy.learn import Known
 from warmproxy.policy.retry import Prefer
 
 
@@ -188,8 +190,29 @@ def test_an_announced_limit_replaces_the_used_connection_before_its_time():
     pool = make(1, idle_timeout=60)
     dial(pool, 1)
     assert pool.acquire("w", Prefer.USED, 0.0, alive) == 1
-    pool.hinted(1, 5.0)
+    pool.hinted(5.0)
     pool.release(1, 0.0)
     assert pool.plan(1.0).wake_at < 4.6
     assert pool.plan(4.6).dials == 1
-    assert pool.limits[True].seconds == inf
+    assert pool.idle_limits["fresh"].seconds == inf
+
+
+def test_an_announced_limit_that_is_taken_back_lets_the_used_connection_stay():
+    pool = make(1, idle_timeout=60)
+    dial(pool, 1)
+    assert pool.acquire("w", Prefer.USED, 0.0, alive) == 1
+    pool.hinted(5.0)
+    pool.release(1, 0.0)
+    assert pool.plan(4.6).dials == 1
+    pool.hinted(None)
+    assert pool.hint is None
+    assert pool.plan(4.7).dials == 0
+
+
+def test_a_pool_of_raw_connections_has_one_limit_of_a_kind_of_its_own():
+    assert set(make(1).idle_limits) == {"fresh", "used"}
+    raw = make(1, origin=origin("tcp", "example.com", 443))
+    raw.recall({"raw": Known(5.0, 5.0), "fresh": Known(9.0, 9.0)})
+    assert {kind: limit.seconds for kind, limit in raw.idle_limits.items()} == {"raw": 5.0}
+    dial(raw, 1)
+    assert raw.plan(4.6).dials == 1, "what is recalled is acted on at once"

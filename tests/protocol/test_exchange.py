@@ -93,6 +93,11 @@ def test_a_response_split_at_any_offset_reaches_the_client_whole():
         assert exchange.state is State.IDLE
 
 
+def test_what_an_upstream_says_of_its_idle_limit_goes_with_the_connection():
+    said = OK.replace(b"Date: now", b"Connection: keep-alive\r\nKeep-Alive: timeout=5, max=9")
+    assert Release(reusable=True, keep_alive=5.0) in forwarding().upstream_data(said)
+
+
 def test_unrepeatable_requests_ask_for_fresh_connections_first():
     assert make().client_data(POST) == [Acquire(HTTP, Prefer.FRESH)]
 

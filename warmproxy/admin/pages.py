@@ -155,7 +155,7 @@ def _pool(pool: AnyPool, configured: bool, now: float) -> dict[str, Any]:
         "oldest_age": round(pool.oldest_age(now), 3),
         "idle_limits": {
             kind: round(limit.seconds, 3) if limit.seconds < inf else None
-            for kind, limit in (("fresh", pool.limits[False]), ("used", pool.limits[True]))
+            for kind, limit in pool.idle_limits.items()
         },
         "canaries": pool.canaries,
         "held_back": {"reason": pool.guard.why, "seconds": round(pool.guard.until - now, 3)}

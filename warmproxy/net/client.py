@@ -378,7 +378,7 @@ class ClientConnection(asyncio.Protocol):
             return
         lease, self._lease = self._lease, None
         if lease is not None:
-            lease.release(reusable=action.reusable)
+            lease.release(reusable=action.reusable, keep_alive=action.keep_alive)
 
     def _drop_pinned(self) -> None:
         """The connection that this client has authenticated is of use to nobody else."""

@@ -42,12 +42,13 @@ class Lease:
         self.connection = connection
         self.was_used = pool.was_used(connection)
 
-    def release(self, *, reusable: bool) -> None:
-        """Give the connection back; with `reusable` the next request may have it."""
+    def release(self, *, reusable: bool, keep_alive: float | None = None) -> None:
+        """Give the connection back; with `reusable` the next request may have it, and the upstream
+        says that it keeps it idle for `keep_alive` seconds, or says nothing."""
         housekeeper, self._housekeeper = self._housekeeper, None
         if housekeeper is None:
             raise RuntimeError(f"{self.connection!r} was released twice")
-        housekeeper.released(self._pool, self.connection, reusable)
+        housekeeper.released(self._pool, self.connection, reusable, keep_alive)
 
     @property
     def tally(self) -> Tally:
@@ -199,7 +200,9 @@ class Housekeeper:
             pool.cancel(waiter)
             self._plan_soon(pool)
 
-    def released(self, pool: Pool, conn: UpstreamConnection, reusable: bool) -> None:
+    def released(
+        self, pool: Pool, conn: UpstreamConnection, reusable: bool, keep_alive: float | None
+    ) -> None:
         """For Lease.release only."""
         now = self._loop.time()
         conn.detach()
@@ -211,6 +214,8 @@ class Housekeeper:
         elif pool.must_yield():
             self._ended(pool, conn, CloseReason.SURPLUS, now)
         else:
+            if keep_alive != pool.hint:
+                pool.hinted(keep_alive)
             waiter = pool.release(conn, now)
             if waiter is not None:
                 self._serve(pool, waiter, conn)

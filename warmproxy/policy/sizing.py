@@ -1,9 +1,8 @@
 """How many idle connections an origin should have now."""
 
 from array import array
-from bisect import bisect_left
 from collections import deque
-from math import inf, sqrt
+from math import inf
 from typing import Protocol
 
 

@@ -19,7 +19,7 @@ Connections (`C`) and waiters (`W`) are opaque here; times are seconds of one mo
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice, takewhile
 from math import inf
@@ -31,7 +31,7 @@ from warmproxy.origin import Origin
 from warmproxy.policy import retire
 from warmproxy.policy.backoff import Backoff, DialBudget
 from warmproxy.policy.guard import Guard
-from warmproxy.policy.learn import SHORTEST, IdleLimit
+from warmproxy.policy.learn import SHORTEST, IdleLimit, Known
 from warmproxy.policy.retry import Prefer
 from warmproxy.policy.sizing import Sizing
 from warmproxy.pool.shelves import Entry, Shelves
@@ -96,6 +96,8 @@ class OriginPool(Generic[C, W]):
         self.last_close: LastClose | None = None
         self.last_error: str | None = None
         self.guard = Guard()
+        self.hint: float | None = None
+        """Seconds: what `Keep-Alive: timeout=` said last, if it did."""
         self.boosts: dict[str, tuple[int, float]] = {}
         """Why -> how many idle connections there should be at the least, and until when."""
         self.dial_failures = Backoff(settings.backoff_max, rng)
@@ -149,9 +151,11 @@ class OriginPool(Generic[C, W]):
         return self.idle + len(self._active) + self.canaries + self.dialling
 
     @property
-    def limits(self) -> dict[bool, IdleLimit]:
-        """The learned idle limits, by `used`."""
-        return self._shelves.limits
+    def idle_limits(self) -> dict[str, IdleLimit]:
+        """By kind: `fresh` and `used`; `raw` where connections wait for TLS to begin on them, which
+        servers judge by another limit than those on which it is done."""
+        fresh, used = self._shelves.limits[False], self._shelves.limits[True]
+        return {"raw": fresh} if self.origin.scheme == "tcp" else {"fresh": fresh, "used": used}
 
     def target_idle(self, now: float) -> int:
         """Idle connections there should be: what demand, schedules and requests for it say, but
@@ -259,6 +263,9 @@ class OriginPool(Generic[C, W]):
         entry, was_on_shelf = self._shelves.remove(conn)
         if was_on_shelf and self.idle < self.target_idle(now):
             self._gaps.append(now)
+        if not was_on_shelf and reason not in _THEIRS:
+            self._shelves.limits[entry.used].survived(now - entry.since)
+            self._shelves.learned()
         self._gone(entry, reason, now)
 
     def evict(self, conn: C, reason: CloseReason, now: float) -> bool:
@@ -279,12 +286,19 @@ class OriginPool(Generic[C, W]):
         entry.since = now
         self._active[conn] = entry
 
-    def hinted(self, conn: C, seconds: float) -> None:
-        """The upstream said on this active connection how long it keeps it idle (RFC 2068,
-        19.7.1.1: Keep-Alive: timeout)."""
-        if conn in self._active:
-            self._shelves.limits[True].hinted(seconds)
-            self._shelves.learned()
+    def hinted(self, seconds: float | None) -> None:
+        """The upstream said on an active connection how long it keeps it idle (RFC 2068,
+        19.7.1.1: Keep-Alive: timeout); None: it says so no more."""
+        self.hint = seconds
+        self._shelves.limits[True].hinted(seconds)
+        self._shelves.learned()
+
+    def recall(self, known: Mapping[str, Known]) -> None:
+        """What an earlier run knew of the idle limits, by kind."""
+        for kind, limit in self.idle_limits.items():
+            if kind in known:
+                limit.recall(known[kind])
+        self._shelves.learned()
 
     def located(self, places: frozenset[str], now: float) -> None:
         """The addresses that the origin's name resolves to now (none: not known). Idle connections
@@ -455,7 +469,7 @@ class OriginPool(Generic[C, W]):
         self.tally.closed[reason] += 1
         if not entry.used:
             self.tally.dials_wasted += 1
-        if reason in (CloseReason.UPSTREAM_EOF, CloseReason.UNSOLICITED_DATA) and was_idle:
+        if reason in _THEIRS and was_idle:
             self._shelves.limits[entry.used].closed(age, now)
             self._shelves.learned()  # what is still idle may be due by the new limit
         if not was_idle or entry.used or reason not in _THEIRS:
@@ -504,5 +518,10 @@ class OriginPool(Generic[C, W]):
 
 
 _THEIRS = frozenset(
-    (CloseReason.UPSTREAM_EOF, CloseReason.UPSTREAM_RESET, CloseReason.UNSOLICITED_DATA)
+    (
+        CloseReason.UPSTREAM_EOF,
+        CloseReason.UPSTREAM_RESET,
+        CloseReason.TLS_ALERT,
+        CloseReason.UNSOLICITED_DATA,
+    )
 )

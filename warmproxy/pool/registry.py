@@ -1,12 +1,13 @@
 """Which pools there are: the configured ones always, the others while they are remembered."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from warmproxy.observe import Observer, Tally
 from warmproxy.origin import Origin
 from warmproxy.policy.backoff import DialBudget
+from warmproxy.policy.learn import Known
 from warmproxy.policy.sizing import Auto, Fixed, Learned, Sizing
 from warmproxy.pool.origin_pool import OriginPool
 from warmproxy.settings import OriginSettings, Settings, Warm
@@ -23,9 +24,16 @@ class Registry(Generic[C, W]):
     """
 
     def __init__(
-        self, settings: Settings, observer: Observer, rng: Callable[[], float], now: float
+        self,
+        settings: Settings,
+        observer: Observer,
+        rng: Callable[[], float],
+        now: float,
+        recall: Callable[[Origin], Mapping[str, Known]] = lambda origin: {},
     ) -> None:
+        """`recall`: what an earlier run knew of an origin's idle limits, by kind."""
         self._settings = settings
+        self._recall = recall
         self._observer = observer
         self._rng = rng
         self._pools: OrderedDict[Origin, OriginPool[C, W]] = OrderedDict()
@@ -118,6 +126,7 @@ class Registry(Generic[C, W]):
             self._rng,
             now,
         )
+        pool.recall(self._recall(origin))
         self._pools[origin] = pool
         self._by_host.setdefault(origin.host, []).append(pool)
         return pool

@@ -65,7 +65,7 @@ class Shelves(Generic[C]):
         """No idle connection is due before this."""
         self._settings = settings
         self._expired: dict[C, CloseReason] = {}
-        """Canaries that are too old."""
+        """Canaries that have seen enough, or are too old."""
         self._places: frozenset[str] = frozenset()
         """Where connections may lead, where that is known."""
         self._unwanted: CloseReason | None = None
@@ -138,7 +138,7 @@ class Shelves(Generic[C]):
         entry = self.find(conn)
         if (
             entry is None
-            or self.limits[entry.used].seconds == inf
+            or self.limits[entry.used].probe_at == inf
             or any(canary.used == entry.used for canary in self.canaries.values())
         ):
             return False
@@ -176,13 +176,12 @@ class Shelves(Generic[C]):
         self.stale.clear()
         self._expired.clear()
         for conn, entry in self.canaries.items():
-            limit = self.limits[entry.used]
-            if now - entry.since >= limit.probe_at:
-                limit.survived(now - entry.since)
-                self.learned()
-            if entry.ends <= now:
-                self._expired[conn] = CloseReason.MAX_AGE
-            check_at = min(check_at, entry.since + limit.probe_at)
+            probe_at = self.limits[entry.used].probe_at
+            end = retire.due(entry.ends, entry.since, entry.spread, probe_at)
+            if end.at <= now:
+                self._expired[conn] = end.reason
+            else:
+                check_at = min(check_at, end.at)
         for shelf in (self.used, self.fresh):
             for conn, entry in shelf.items():
                 due = self._due_of(entry)

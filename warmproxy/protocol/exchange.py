@@ -625,7 +625,8 @@ class Exchange:
         pinned = self._pinned_to is not None
         # authenticated as a whole, a connection is of use to this client or to nobody
         reusable = reusable and request_done and (go_on or not pinned)
-        self._out.append(Release(reusable, pinned=pinned and reusable))
+        hint = self._response.keep_alive_timeout
+        self._out.append(Release(reusable, pinned=pinned and reusable, keep_alive=hint))
         self._answered(self._status, None)
         if not request_done and self._keep_alive and not self._is_last():
             self.state = State.LINGERING

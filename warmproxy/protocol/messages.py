@@ -57,10 +57,12 @@ class Release:
 
     `pinned`: it was authenticated as a whole (NTLM, Negotiate), so it stays with this client for
     its next request to the same origin, and is never reused by another (RFC 9110, 3.3).
+    `keep_alive`: seconds for which the upstream says it keeps the connection idle, if it does.
     """
 
     reusable: bool
     pinned: bool = False
+    keep_alive: float | None = None
 
 
 @dataclass(slots=True)
