@@ -29,6 +29,7 @@ from tests.e2e.servers import (
     NginxServer,
     NodeServer,
     Undici,
+    UvicornServer,
     find_undici,
 )
 
@@ -114,6 +115,7 @@ node_server = _server(NodeServer)
 nginx_server = _server(NginxServer)
 httpbin_server = _server(HttpbinServer)
 gunicorn_server = _server(GunicornServer)
+uvicorn_server = _server(UvicornServer)
 haproxy_server = _server(HaproxyServer)
 
 

@@ -14,9 +14,13 @@ from typing import Protocol, cast
 
 from warmproxy.observe import CloseReason
 from warmproxy.origin import Origin
+from warmproxy.protocol.heads import read_status
 
 WRITE_BUFFER = 256 * 1024
 """Bytes queued for a slow reader before its source is paused."""
+
+PEEKED = 256
+"""Bytes that hold a status line."""
 
 TLS_ALERT_RECORD = 0x15  # RFC 8446, 5.1: content type 21
 
@@ -48,6 +52,7 @@ class UpstreamConnection(asyncio.Protocol):
         "on_idle_end",
         "origin",
         "peer",
+        "said",
     )
 
     def __init__(
@@ -58,6 +63,8 @@ class UpstreamConnection(asyncio.Protocol):
         """Keeps the TLS session for later dials."""
         self.peer = ""
         self.ended: CloseReason | None = None
+        self.said: int | None = None
+        """The status of a response that came for no request."""
         self.early = b""
         """Of a raw connection: what the upstream said before anybody had the connection."""
         self.on_idle_end: Callable[[UpstreamConnection, CloseReason], None] | None = None
@@ -146,7 +153,7 @@ class UpstreamConnection(asyncio.Protocol):
         # the loop's socket object cannot be read from: look through a second descriptor
         with socket.socket(fileno=os.dup(self._sock.fileno())) as sock:
             try:
-                data = sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                data = sock.recv(PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             except OSError:
                 return CloseReason.UPSTREAM_RESET
         return self._classify(data) if data else CloseReason.UPSTREAM_EOF
@@ -154,6 +161,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _classify(self, data: bytes) -> CloseReason:
         if self.origin.scheme == "tcp" and data[0] == TLS_ALERT_RECORD:
             return CloseReason.TLS_ALERT
+        self.said = read_status(data)
         return CloseReason.UNSOLICITED_DATA
 
     def _end(self, reason: CloseReason) -> None:

@@ -9,6 +9,7 @@ from warmproxy.origin import Origin
 from warmproxy.policy.backoff import DialBudget
 from warmproxy.policy.sizing import Fixed, Learned, Sizing
 from warmproxy.pool.origin_pool import OriginPool
+from warmproxy.pool.place import Place
 from warmproxy.settings import OriginSettings, Settings
 
 C = TypeVar("C")
@@ -29,6 +30,7 @@ class Registry(Generic[C, W]):
         self._observer = observer
         self._rng = rng
         self._pools: OrderedDict[Origin, OriginPool[C, W]] = OrderedDict()
+        self._places: dict[tuple[str, int], Place[C, W]] = {}
         self.forgotten = Tally()
         self._own: dict[Origin, OriginSettings] = {}
         """Settings of origins that are configured but not held warm."""
@@ -49,6 +51,10 @@ class Registry(Generic[C, W]):
 
     def find(self, origin: Origin) -> OriginPool[C, W] | None:
         return self._pools.get(origin)
+
+    def place(self, origin: Origin) -> Place[C, W]:
+        """Where the pool of that origin is."""
+        return self._places[origin.host, origin.port]
 
     def use(self, origin: Origin, now: float) -> OriginPool[C, W]:
         """The origin's pool, made if need be; from now on the one that was used last."""
@@ -77,11 +83,15 @@ class Registry(Generic[C, W]):
 
     def let_go(self, pool: OriginPool[C, W]) -> None:
         del self._pools[pool.origin]
+        place = self.place(pool.origin)
+        place.pools.remove(pool)
+        if not place.pools:
+            del self._places[pool.origin.host, pool.origin.port]
         self.forgotten.add(pool.tally)
 
-    def least_recent_with_idle(self, beside: Origin | None = None) -> OriginPool[C, W] | None:
+    def least_recent_with_idle(self) -> OriginPool[C, W] | None:
         """Whose idle connection makes room under the global cap: not configured origins first."""
-        pools = [p for p in self if p.origin != beside and p.oldest_idle() is not None]
+        pools = [p for p in self if p.oldest_idle() is not None]
         others = (p for p in pools if p.origin not in self.configured)
         return next(others, None) or next(iter(pools), None)
 
@@ -100,6 +110,7 @@ class Registry(Generic[C, W]):
             now,
         )
         self._pools[origin] = pool
+        self._places.setdefault((origin.host, origin.port), Place()).pools.append(pool)
         return pool
 
 
