@@ -90,6 +90,10 @@ class LogObserver(Observer):
     def churning(self, origin: Origin, closes: int, retry_in: float) -> None:
         self._limited("churning", origin, closes=closes, retry_in=round(retry_in, 3))
 
+    def costly(self, origin: Origin, limit: float, dials: float) -> None:
+        fields = {"idle_limit": round(limit, 3), "dials_per_minute": round(dials)}
+        event("churning", level="warning", origin=str(origin), **fields)
+
     def held_back(self, origin: Origin, why: str, seconds: float) -> None:
         event("held_back", level="warning", origin=str(origin), reason=why, seconds=round(seconds))
 

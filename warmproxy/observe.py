@@ -148,6 +148,10 @@ class Observer:
     def churning(self, origin: Origin, closes: int, retry_in: float) -> None:
         """The upstream keeps closing connections right after they were opened."""
 
+    def costly(self, origin: Origin, limit: float, dials: float) -> None:
+        """The upstream closes idle connections after `limit` seconds: to keep them warm takes as
+        many `dials` a minute."""
+
     def held_back(self, origin: Origin, why: str, seconds: float) -> None:
         """Idle connections do the origin harm: it has none for so long."""
 

@@ -30,6 +30,7 @@ from tests.e2e.servers import (
     NginxServer,
     NodeServer,
     Undici,
+    UvicornServer,
     find_undici,
 )
 
@@ -122,6 +123,7 @@ nginx_server = _server(NginxServer)
 httpbin_server = _server(HttpbinServer)
 apache_server = _server(ApacheServer)
 gunicorn_server = _server(GunicornServer)
+uvicorn_server = _server(UvicornServer)
 haproxy_server = _server(HaproxyServer)
 
 

@@ -1,4 +1,4 @@
-"""Real servers as origins: Node, nginx, Apache, gunicorn serving httpbin, HAProxy."""
+"""Real servers as origins: Node, nginx, Apache, gunicorn, uvicorn, HAProxy."""
 
 import json
 import os
@@ -17,13 +17,16 @@ const http = require('http');
 const began = process.hrtime.bigint();
 const log = (event) => process.stdout.write(JSON.stringify(event) + '\\n');
 let connections = 0;
-const server = http.createServer((request, response) => {
+const settings = JSON.parse(process.argv[2]);
+const server = http.createServer(settings, (request, response) => {
   request.socket.served += 1;
   log({event: 'request', connection: request.socket.number, nth: request.socket.served,
        method: request.method, target: request.url, headers: request.headers});
   let size = 0;
   request.on('data', (data) => { size += data.length; });
-  request.on('end', () => response.end(`hello from node, ${size} bytes\\n`));
+  const answer = () => response.end(`hello from node, ${size} bytes\\n`);
+  const wait = request.url.match(/^\\/delay\\/([0-9.]+)$/);
+  request.on('end', () => wait ? setTimeout(answer, 1000 * wait[1]) : answer());
 });
 server.on('connection', (socket) => {
   socket.number = ++connections;
@@ -31,7 +34,7 @@ server.on('connection', (socket) => {
   log({event: 'connect', connection: socket.number});
   socket.on('close', () => log({event: 'close', connection: socket.number}));
 });
-Object.assign(server, JSON.parse(process.argv[2]));
+Object.assign(server, settings);
 server.listen(Number(process.argv[1]), '127.0.0.1', () => log({event: 'listening'}));
 """
 
@@ -134,6 +137,29 @@ class HttpbinServer(GunicornServer):
     def __init__(self, home: Path, keep_alive: int) -> None:
         threads = ["--worker-class", "gthread", "--threads", "16"]
         super().__init__(home, [*threads, "--keep-alive", str(keep_alive)])
+
+
+SLOW_APP = """
+import asyncio
+
+async def app(scope, receive, send):
+    if scope['type'] == 'http':
+        await asyncio.sleep(float(scope['path'].removeprefix('/delay/') or 0))
+        head = {'status': 200, 'headers': [(b'content-length', b'6')]}
+        await send({'type': 'http.response.start'} | head)
+        await send({'type': 'http.response.body', 'body': b'hello\\n'})
+"""
+
+
+class UvicornServer(Server):
+    """uvicorn with its defaults; `/delay/N` answers after N seconds."""
+
+    def __init__(self, home: Path, args: list[str]) -> None:
+        (home / "slow.py").write_text(SLOW_APP)
+        self.port = free_port()
+        args = [sys.executable, "-m", "uvicorn", "--port", str(self.port), *args, "slow:app"]
+        super().__init__(args, home / "uvicorn.log", home)
+        self.until(lambda: accepts(self.port))
 
 
 HAPROXY_CONF = """

@@ -159,23 +159,39 @@ def test_what_a_pool_counted_stays_in_the_sums_when_it_is_let_go():
     assert registry.forgotten.idle_socket_seconds == 5.0
 
 
+def test_pools_of_one_host_and_port_are_in_one_place_which_goes_with_the_last():
+    registry = make()
+    raw, tls = origin("tcp", "b", 443), origin("https", "b", 443, "")
+    pools = [registry.use(raw, 0.0), registry.use(tls, 0.0)]
+    site = registry.site(raw)
+    assert registry.site(tls) is site
+    assert site.pools == pools
+    registry.use(B, 0.0)
+    assert registry.site(B) is not site
+    registry.let_go(pools[0])
+    assert registry.site(tls).pools == pools[1:]
+    registry.let_go(pools[1])
+    registry.use(tls, 0.0)
+    assert registry.site(tls) is not site
+
+
 def test_room_is_made_at_the_cost_of_the_origin_used_longest_ago_and_not_of_configured_ones():
     registry = make()
     for number, of in enumerate((A, B, C)):
         fill(registry, of, number + 1)
-    found = registry.least_recent_with_idle(beside=B)
+    found = registry.least_recent_with_idle()
     assert found is not None
-    assert found.origin == C
+    assert found.origin == B
     registry.use(B, 0.0)
     found = registry.least_recent_with_idle()
     assert found is not None
     assert found.origin == C
     only = make()
+    assert only.least_recent_with_idle() is None
     fill(only, A, 1)
-    found = only.least_recent_with_idle(beside=B)
+    found = only.least_recent_with_idle()
     assert found is not None
     assert found.origin == A
-    assert only.least_recent_with_idle(beside=A) is None
 
 
 def test_labels_are_the_configured_origins_and_one_for_all_the_rest():

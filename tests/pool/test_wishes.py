@@ -87,12 +87,12 @@ def test_a_request_to_an_origin_left_alone_is_dialled_and_its_connection_goes_af
     assert pool.plan(3.0).evict == ((1, CloseReason.HARMFUL),)
 
 
-def test_the_pool_comes_back_when_it_was_alone_long_enough():
+def test_the_pool_comes_back_with_one_connection_when_it_was_alone_long_enough():
     pool = make(3)
     pool.harmed("why", 1.0)
     carry_out(pool, 1.0)
     plan = pool.plan(601.0)
-    assert (plan.dials, plan.evict) == (3, ())
+    assert (plan.dials, plan.evict) == (1, ())
 
 
 def test_a_second_harm_doubles_the_time_and_one_meanwhile_does_not():

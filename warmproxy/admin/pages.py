@@ -158,8 +158,11 @@ def _pool(pool: AnyPool, configured: bool, now: float) -> dict[str, Any]:
             for kind, limit in pool.idle_limits.items()
         },
         "canaries": pool.canaries,
-        "held_back": {"reason": pool.guard.why, "seconds": round(pool.guard.until - now, 3)}
-        if now < pool.guard.until
+        "held_back": {
+            "reason": pool.guard.why,
+            "seconds": round(max(0.0, pool.guard.until - now), 3),
+        }
+        if pool.guard.is_wary
         else None,
         "last_close": last
         and {

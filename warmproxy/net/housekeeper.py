@@ -11,6 +11,7 @@ from warmproxy.net.places import Places
 from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.observe import CloseReason, Observer, Tally
 from warmproxy.origin import Origin, unsecured
+from warmproxy.policy.guard import objection
 from warmproxy.policy.retry import Prefer
 from warmproxy.pool.origin_pool import OriginPool
 from warmproxy.pool.registry import Registry
@@ -53,6 +54,16 @@ class Lease:
     @property
     def tally(self) -> Tally:
         return self._pool.tally
+
+    def answered(self) -> None:
+        """The first byte came of what was asked for."""
+        if not self.was_used and self._housekeeper is not None:
+            self._housekeeper.answered(self._pool, self.connection)
+
+    def overdue(self, waited: float) -> None:
+        """No byte has come for so many seconds."""
+        if not self.was_used and self._housekeeper is not None:
+            self._housekeeper.overdue(self._pool.origin, waited, self.connection)
 
     def is_alive(self) -> bool:
         """The liveness test, for a lease that was kept for a while."""
@@ -221,6 +232,23 @@ class Housekeeper:
                 self._serve(pool, waiter, conn)
             self._plan_if_needed(pool, now)
 
+    def answered(self, pool: Pool, conn: UpstreamConnection) -> None:
+        """For Lease.answered: the connection was fresh."""
+        for changed in self.registry.site(pool.origin).answered(pool, conn, self._loop.time()):
+            self._plan_soon(changed)
+
+    def overdue(
+        self, origin: Origin, waited: float, conn: UpstreamConnection | None = None
+    ) -> None:
+        """Who asked for this origin has waited for so many seconds: for the first byte on a
+        connection that was fresh, or (None) for a handshake. Idle connections may be why."""
+        pool = self.registry.find(origin)
+        if pool is None or (conn is None and origin.scheme != "https"):
+            return
+        now = self._loop.time()
+        for its, idle in self.registry.site(origin).overdue(pool, conn, waited, now):
+            self._ended(its, idle, CloseReason.HARMFUL, now)
+
     # ── inside ───────────────────────────────────────────────────────────────────────────────
 
     def _alive(self, conn: UpstreamConnection) -> CloseReason | None:
@@ -228,9 +256,17 @@ class Housekeeper:
         if dead is not None:
             conn.close()
             self._freed()
+            self._heed(conn, self._loop.time())
             if conn.broken:
                 self._loop.call_soon(self.places.failed, conn.origin.host, conn.peer)
         return dead
+
+    def _heed(self, conn: UpstreamConnection, now: float) -> None:
+        """An origin may say that it does not want idle connections."""
+        if (why := objection(conn.said)) is not None:
+            pool = self.registry.find(conn.origin)
+            assert pool is not None, "a pool outlives its connections"
+            pool.harmed(why, now)
 
     def _serve(self, pool: Pool, waiter: Waiter, conn: UpstreamConnection) -> None:
         self._timeouts.pop(waiter).cancel()
@@ -258,6 +294,7 @@ class Housekeeper:
         """A connection is over, whoever ended it."""
         conn.close()
         pool.closed(conn, reason, now)
+        self._heed(conn, now)
         self._plan_soon(pool)
         self._freed()
         if conn.broken:
@@ -337,7 +374,7 @@ class Housekeeper:
             return True
         if pool.waiting <= pool.dialling:
             return False
-        victim = self.registry.least_recent_with_idle(beside=pool.origin)
+        victim = self.registry.least_recent_with_idle()
         if victim is None:
             return self._open < self._settings.max_connections
         conn = victim.oldest_idle()
@@ -367,6 +404,7 @@ class Housekeeper:
             )
             conn = dialled.connection
             if conn.ended is not None:
+                self._heed(conn, self._loop.time())
                 raise DialClosed(f"{pool.origin.authority} accepted and closed at once")
         except DialError as error:
             self._dial_failed(pool, error)
@@ -387,6 +425,9 @@ class Housekeeper:
             tally.dial_seconds["tcp"].observe(dialled.tcp)
             if pool.origin.scheme == "https":
                 tally.dial_seconds["tls"].observe(dialled.tls)
+                site, now = self.registry.site(pool.origin), self._loop.time()
+                for changed in site.handshaken(dialled.tls, now):
+                    self._plan_soon(changed)
             conn.on_idle_end = self._idle_ended
             cost = dialled.dns + dialled.tcp + dialled.tls
             waiter = pool.dial_succeeded(conn, cost, self._loop.time(), conn.peer)

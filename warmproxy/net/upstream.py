@@ -15,9 +15,13 @@ from typing import Protocol, cast
 from warmproxy.observe import CloseReason
 from warmproxy.origin import Origin
 from warmproxy.policy.destinations import reached
+from warmproxy.protocol.heads import read_status
 
 WRITE_BUFFER = 256 * 1024
 """Bytes queued for a slow reader before its source is paused."""
+
+PEEKED = 256
+"""Bytes that hold a status line."""
 
 TLS_ALERT_RECORD = 0x15  # RFC 8446, 5.1: content type 21
 
@@ -50,6 +54,7 @@ class UpstreamConnection(asyncio.Protocol):
         "on_idle_end",
         "origin",
         "peer",
+        "said",
     )
 
     def __init__(
@@ -63,6 +68,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.broken = False
         """Ended by a reset or a time-out, which others to the same address may share."""
         self.ended: CloseReason | None = None
+        self.said: int | None = None
+        """The status of a response that came for no request."""
         self.early = b""
         """Of a raw connection: what the upstream said before anybody had the connection."""
         self.on_idle_end: Callable[[UpstreamConnection, CloseReason], None] | None = None
@@ -151,7 +158,7 @@ class UpstreamConnection(asyncio.Protocol):
         # the loop's socket object cannot be read from: look through a second descriptor
         with socket.socket(fileno=os.dup(self._sock.fileno())) as sock:
             try:
-                data = sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                data = sock.recv(PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             except OSError:
                 self.broken = True
                 return CloseReason.UPSTREAM_RESET
@@ -160,6 +167,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _classify(self, data: bytes) -> CloseReason:
         if self.origin.scheme == "tcp" and data[0] == TLS_ALERT_RECORD:
             return CloseReason.TLS_ALERT
+        self.said = read_status(data)
         return CloseReason.UNSOLICITED_DATA
 
     def _end(self, reason: CloseReason, *, broken: bool = False) -> None:

@@ -30,7 +30,7 @@ from warmproxy.observe import CloseReason, Observer, Outcome, Tally
 from warmproxy.origin import Origin
 from warmproxy.policy import retire
 from warmproxy.policy.backoff import Backoff, DialBudget
-from warmproxy.policy.guard import Guard
+from warmproxy.policy.guard import PROVEN, Guard
 from warmproxy.policy.learn import SHORTEST, IdleLimit, Known
 from warmproxy.policy.retry import Prefer
 from warmproxy.policy.sizing import Sizing
@@ -46,6 +46,8 @@ RETRY_PAUSE = 0.05
 """Seconds between the dials of waiters while it is."""
 DIALS_A_SECOND = 2.0
 """Refills for each connection of the target, where dial_budget says nothing."""
+COSTLY = 1.0
+"""Refills a second of connections that cannot be kept for long, from which on it is said."""
 DIAL_DECAY = 0.9
 """Per dial: how fast a slow one is forgotten."""
 
@@ -111,6 +113,7 @@ class OriginPool(Generic[C, W]):
         self._waiting: OrderedDict[W, _Waiter] = OrderedDict()
         self._gaps: list[float] = []
         self._accounted = now
+        self._told_costly = False
         self._dial = 0.0
         """Seconds that a dial takes: a high one of the last."""
         self._worked_at = -inf
@@ -151,6 +154,11 @@ class OriginPool(Generic[C, W]):
         return self.idle + len(self._active) + self.canaries + self.dialling
 
     @property
+    def rtt(self) -> float:
+        """Seconds that the quickest dial took."""
+        return self._shelves.rtt
+
+    @property
     def idle_limits(self) -> dict[str, IdleLimit]:
         """By kind: `fresh` and `used`; `raw` where connections wait for TLS to begin on them, which
         servers judge by another limit than those on which it is done."""
@@ -159,15 +167,14 @@ class OriginPool(Generic[C, W]):
 
     def target_idle(self, now: float) -> int:
         """Idle connections there should be: what demand, schedules and requests for it say, but
-        none while the origin is left alone."""
-        if now < self.guard.until:
-            return 0
+        none while the origin is left alone, and then one until it has proved harmless."""
         busy = len(self._active) + len(self._waiting)
         wanted = self.sizing.target_idle(now, busy, self._dial, self._shelves.lives)
         for count, until in self.boosts.values():
             if count > wanted and now < until:
                 wanted = count
-        return min(wanted, self.settings.max_connections)
+        wanted = min(wanted, self.settings.max_connections)
+        return self.guard.allowed(wanted, now) if self.guard.is_wary else wanted
 
     def connections(self) -> Iterator[C]:
         """All of them, whatever their state."""
@@ -190,6 +197,14 @@ class OriginPool(Generic[C, W]):
     def was_used(self, conn: C) -> bool:
         """Whether a leased connection served a request before this lease."""
         return self._active[conn].used
+
+    def leased(self, conn: C) -> Entry:
+        """What is known of a leased connection."""
+        return self._active[conn]
+
+    def unasked(self) -> list[tuple[C, Entry]]:
+        """The idle connections that never carried a request."""
+        return self._shelves.unasked()
 
     def must_yield(self) -> bool:
         """Whether a used connection that comes back is to be closed: the first in line takes a
@@ -222,7 +237,12 @@ class OriginPool(Generic[C, W]):
         self.account(now)
         self.sizing.asked(now, len(self._active) + len(self._waiting))
         used_first, fresh_only = prefer is Prefer.USED, prefer is Prefer.FRESH_ONLY
-        while taken := self._shelves.take(used_first=used_first, fresh_only=fresh_only):
+        spared = self.guard.is_wary and self._spares_probe(now)
+        if spared:
+            used_first = not fresh_only
+        while taken := self._shelves.take(
+            used_first=used_first, fresh_only=fresh_only, spare_fresh=spared
+        ):
             conn, entry = taken
             dead = alive(conn)
             if dead is None:
@@ -392,6 +412,8 @@ class OriginPool(Generic[C, W]):
         """What should be done now. Changes nothing that another call would not change as well."""
         if self.guard.until <= now:
             self._shelves.refuse(None, now)
+        if self._probe_proves_at(now) <= now:
+            self.guard.proved(now)
         for why in [why for why, (_, until) in self.boosts.items() if until <= now]:
             del self.boosts[why]
         self._shelves.judge(now)
@@ -437,6 +459,11 @@ class OriginPool(Generic[C, W]):
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────
 
+    def _spares_probe(self, now: float) -> bool:
+        """A probe tells more beside a request than under it, where there is room for both."""
+        room = self.open + self.waiting < self.settings.max_connections
+        return room and self.guard.is_probing(now)
+
     def _lease(self, conn: C, entry: Entry, outcome: Outcome, now: float) -> C:
         if self.churn.failures and now - entry.since >= SHORTEST:
             self.churn.succeeded()
@@ -472,21 +499,42 @@ class OriginPool(Generic[C, W]):
         if reason in _THEIRS and was_idle:
             self._shelves.limits[entry.used].closed(age, now)
             self._shelves.learned()  # what is still idle may be due by the new limit
-        if not was_idle or entry.used or reason not in _THEIRS:
+        if not was_idle or entry.used:
             return
+        if reason in _OLD or (reason in _ENDED and age >= SHORTEST):
+            self.guard.proved(now)
+        if reason not in _THEIRS:
+            return
+        self._tell_if_costly(now)
         if age >= SHORTEST:
             self.churn.succeeded()
         elif self.churn.failed(now):
             self._observer.churning(self.origin, self.churn.failures, self.churn.not_before - now)
+
+    def _tell_if_costly(self, now: float) -> None:
+        """Say once that the upstream's idle limit makes warm connections cost many dials."""
+        lives, target = self._shelves.lives, self.target_idle(now)
+        if target > lives * COSTLY and not self._told_costly:
+            self._told_costly = True
+            rate = min(self._budget.rate, target / lives if lives else inf)
+            self._observer.costly(self.origin, self._shelves.limits[False].seconds, 60 * rate)
 
     def _target_changes_at(self, now: float) -> float:
         """When the target may change with no event."""
         if now < self.guard.until:
             return self.guard.until
         changes_at = self.sizing.changes_at(now)
+        if self.guard.is_wary:
+            changes_at = min(changes_at, self._probe_proves_at(now))
         for _, until in self.boosts.values():
             changes_at = min(changes_at, until)
         return changes_at
+
+    def _probe_proves_at(self, now: float) -> float:
+        """When a probe will have been idle for long enough."""
+        if not (self._shelves.fresh and self.guard.is_probing(now)):
+            return inf
+        return min(entry.since for entry in self._shelves.fresh.values()) + PROVEN
 
     def _dials_for_waiters(self, now: float) -> tuple[int, float]:
         """Dials that requests wait for and none under way covers, and when more may start."""
@@ -525,3 +573,6 @@ _THEIRS = frozenset(
         CloseReason.UNSOLICITED_DATA,
     )
 )
+_OLD = frozenset((CloseReason.IDLE_LIMIT, CloseReason.MAX_AGE))
+_ENDED = frozenset((CloseReason.UPSTREAM_EOF, CloseReason.UNSOLICITED_DATA))
+"""How a connection ends that was idle for as long as it may be: by us, and by them."""

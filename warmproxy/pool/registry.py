@@ -10,6 +10,7 @@ from warmproxy.policy.backoff import DialBudget
 from warmproxy.policy.learn import Known
 from warmproxy.policy.sizing import Auto, Fixed, Learned, Sizing
 from warmproxy.pool.origin_pool import OriginPool
+from warmproxy.pool.site import Site
 from warmproxy.settings import OriginSettings, Settings, Warm
 
 C = TypeVar("C")
@@ -38,6 +39,7 @@ class Registry(Generic[C, W]):
         self._rng = rng
         self._pools: OrderedDict[Origin, OriginPool[C, W]] = OrderedDict()
         self._by_host: dict[str, list[OriginPool[C, W]]] = {}
+        self._sites: dict[tuple[str, int], Site[C, W]] = {}
         self.forgotten = Tally()
         self._own: dict[Origin, OriginSettings] = {}
         """Settings of origins that are configured but not held warm."""
@@ -62,6 +64,10 @@ class Registry(Generic[C, W]):
     def at(self, host: str) -> list[OriginPool[C, W]]:
         """The pools of one host, whatever their ports and schemes."""
         return self._by_host.get(host, [])
+
+    def site(self, origin: Origin) -> Site[C, W]:
+        """Where the pool of that origin is."""
+        return self._sites[origin.host, origin.port]
 
     def use(self, origin: Origin, now: float) -> OriginPool[C, W]:
         """The origin's pool, made if need be; from now on the one that was used last."""
@@ -104,11 +110,15 @@ class Registry(Generic[C, W]):
         beside.remove(pool)
         if not beside:
             del self._by_host[pool.origin.host]
+        site = self.site(pool.origin)
+        site.pools.remove(pool)
+        if not site.pools:
+            del self._sites[pool.origin.host, pool.origin.port]
         self.forgotten.add(pool.tally)
 
-    def least_recent_with_idle(self, beside: Origin | None = None) -> OriginPool[C, W] | None:
+    def least_recent_with_idle(self) -> OriginPool[C, W] | None:
         """Whose idle connection makes room under the global cap: not configured origins first."""
-        pools = [p for p in self if p.origin != beside and p.oldest_idle() is not None]
+        pools = [p for p in self if p.oldest_idle() is not None]
         others = (p for p in pools if p.origin not in self.configured)
         return next(others, None) or next(iter(pools), None)
 
@@ -129,6 +139,7 @@ class Registry(Generic[C, W]):
         pool.recall(self._recall(origin))
         self._pools[origin] = pool
         self._by_host.setdefault(origin.host, []).append(pool)
+        self._sites.setdefault((origin.host, origin.port), Site()).pools.append(pool)
         return pool
 
 

@@ -88,6 +88,11 @@ class Shelves(Generic[C]):
         """An idle connection's entry; None for a canary."""
         return self.fresh.get(conn) or self.used.get(conn)
 
+    def unasked(self) -> list[tuple[C, Entry]]:
+        """What holds a descriptor and never carried a request."""
+        kept = [(conn, entry) for conn, entry in self.canaries.items() if not entry.used]
+        return [*kept, *self.fresh.items()]
+
     def count_places(self) -> Counter[str]:
         """Idle connections by address."""
         return Counter(entry.place for entry in self.entries())
@@ -112,11 +117,13 @@ class Shelves(Generic[C]):
         self.lives = self.limits[False].safe(self.rtt)
         self.check_at = -inf
 
-    def take(self, *, used_first: bool, fresh_only: bool) -> tuple[C, Entry] | None:
+    def take(
+        self, *, used_first: bool, fresh_only: bool, spare_fresh: bool = False
+    ) -> tuple[C, Entry] | None:
         """The connection to hand out next, off its shelf."""
         first, second = (self.used, self.fresh) if used_first else (self.fresh, self.used)
         shelf = first if first or fresh_only else second
-        if not shelf:
+        if not shelf or (spare_fresh and shelf is self.fresh):
             return None
         taken = shelf.popitem()
         if self.due or self.stale:
