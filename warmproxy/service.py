@@ -20,6 +20,7 @@ from warmproxy.net.client import Clients
 from warmproxy.net.dialer import Dialer
 from warmproxy.net.housekeeper import Housekeeper, Waiter
 from warmproxy.net.listener import Doors, Factory
+from warmproxy.net.prime import Primer
 from warmproxy.net.resolver import Resolver
 from warmproxy.net.tls import Contexts
 from warmproxy.net.upstream import UpstreamConnection
@@ -93,6 +94,9 @@ class Service:
         where = wiring.destinations(settings, registry.configured, sockets)
         dialer = Dialer(loop, Resolver(loop), where, Contexts(wiring.profiles(settings)))
         self._housekeeper = Housekeeper(settings, registry, dialer, observer, loop)
+        self._primer = Primer(
+            wiring.primes(settings), self._housekeeper, observer, loop, settings.max_head
+        )
         self._descriptors = wiring.raise_descriptor_limit() - DESCRIPTORS_APART
         self._clients = Clients(
             housekeeper=self._housekeeper,
@@ -277,6 +281,7 @@ class Service:
             pass  # those who are left are cut
         self._cut += self._clients.abort()
         self._housekeeper.stop()
+        self._primer.stop()
         if self._settings.admin:
             self._admin_server.close()
         for admin in list(self._admins):

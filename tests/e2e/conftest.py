@@ -23,6 +23,7 @@ from tests.e2e.daemon import Warmproxy, command, warmproxy_environ
 from tests.e2e.harness import Process, missing, need, release_ports
 from tests.e2e.origins import Answer, Blackhole, Origin
 from tests.e2e.servers import (
+    ApacheServer,
     GunicornServer,
     HaproxyServer,
     HttpbinServer,
@@ -112,6 +113,7 @@ def _server(kind: Any) -> Any:
 
 node_server = _server(NodeServer)
 nginx_server = _server(NginxServer)
+apache_server = _server(ApacheServer)
 httpbin_server = _server(HttpbinServer)
 gunicorn_server = _server(GunicornServer)
 haproxy_server = _server(HaproxyServer)
