@@ -475,6 +475,41 @@ def test_upgrade_and_gateway_make_warm_count_for_tls_too() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "more", "problem"),
+    [
+        (
+            "http://a",
+            'prime = "/healthz"',
+            '\'prime\': "/healthz" has no method; did you mean "HEAD',
+        ),
+        ("http://a", 'prime = "POST /x"', "'prime': \"POST /x\" must begin with GET, HEAD or"),
+        ("http://a", 'prime = "head /x"', "'prime': \"head /x\" must begin with GET, HEAD or"),
+        ("http://a", 'prime = "GET"', "'prime': \"GET\" must name a path"),
+        ("http://a", 'prime = "GET *"', "'prime': \"GET *\" must name a path"),
+        ("http://a", 'prime = "GET /a b"', "'prime': \"GET /a b\" must name a path"),
+        ("http://a", 'prime = "GET /a#b"', "'prime': \"GET /a#b\" must name a path"),
+        ("http://a", 'prime = "GET /\\r\\nA: b"', "must name a path"),
+        ("http://a", "prime_every = -1", "'prime_every' must be a number >= 0, not -1"),
+        ("https://a", 'prime = "HEAD /"', "'prime' needs connections that HTTP is spoken on"),
+    ],
+)
+def test_a_prime_that_cannot_be_is_told_with_its_line(url: str, more: str, problem: str) -> None:
+    (line,) = problems(f'[[upstream]]\nurl = "{url}"\n{more}\n')
+    assert line.startswith("w.toml:3: ")
+    assert problem in line
+
+
+def test_a_prime_is_a_safe_method_and_a_path_where_http_is_spoken() -> None:
+    for request in ("", "HEAD /healthz", "GET /a?b=%20c", "OPTIONS *", "OPTIONS /"):
+        text = f'[[upstream]]\nurl = "http://a"\nprime = "{request}"\n'
+        assert loaded(text).settings.upstream[0].prime == request
+    text = '[[upstream]]\nurl = "https://a"\nprime = "HEAD /"\n'
+    gateway = '[[gateway]]\nlisten = "127.0.0.1:1"\nupstream = "https://a"\n'
+    for more in ("tls = 1", "upgrade = true", gateway):
+        assert loaded(text + more).settings.upstream[0].prime == "HEAD /"
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("gateway = 1", "w.toml:1: 'gateway' must be written [[gateway]], one per port"),

@@ -12,10 +12,12 @@ Floors. A module imports only from floors below its own, or from earlier modules
        admin       /metrics /healthz /readyz /pools /warm
        metrics     tallies -> Prometheus
        log         one line per event
-    3  net         asyncio lives here: client, housekeeper, dialer, resolver, upstream, tunnel, tls
+    3  net         asyncio lives here: client, prime, housekeeper, dialer, resolver, upstream,
+                   tunnel, tls
     2  pool        which connections there are and should be: OriginPool, Registry   (no HTTP)
        protocol    bytes -> heads, framing, targets; Exchange: events in, actions out (no sockets)
-    1  policy      pure judgement: sizing, schedule, retire, learn, backoff, retry, access
+    1  policy      pure judgement: sizing, schedule, retire, learn, backoff, retry, priming, guard,
+                   access
     0  loading     flag > environment > file > default, every problem at once
        settings, observe, errors, origin, cron, toml_lines: the vocabulary
 

@@ -36,6 +36,7 @@ from warmproxy.settings import (
     duration,
     is_loopback,
     parse_address,
+    parse_prime,
     shown,
     split_warm,
     variable_of,
@@ -417,6 +418,26 @@ class _Loader:
                 except ValueError as error:
                     self.about(key, self.places[key], str(error))
 
+    def check_primes(self) -> None:
+        gateways = [self.values.get(_key("gateway", i, "upstream")) for i in range(self.gateways)]
+        for i, origin in self.origins.items():
+            key = f"upstream[{i}].prime"
+            text, place = self.value(key)
+            if not text:
+                continue
+            try:
+                parse_prime(text)
+            except ValueError as error:
+                self.about(key, place, str(error))
+                continue
+            speaks = [f"upstream[{i}].{name}" for name in ("tls", "upgrade")]
+            if origin.scheme == "http" or not self.sound(*speaks):
+                continue
+            by_gateway = any(url and _origin(url) == origin for url in gateways)
+            if not (by_gateway or any(self.value(name)[0] for name in speaks)):
+                what = f"needs connections that HTTP is spoken on, and those to {_name(origin)}"
+                self.about(key, place, f"{what} are raw, for tunnels; set 'tls', or 'upgrade'")
+
     def check_counts(self) -> None:
         total = 0
         last = _BY_DEFAULT
@@ -481,6 +502,7 @@ class _Loader:
         self.check_networks()
         self.check_windows()
         self.check_sources()
+        self.check_primes()
         self.check_counts()
         if self.problems:
             self.problems.sort(key=lambda problem: problem[:2])
@@ -612,6 +634,13 @@ def _key(*path: str | int) -> str:
 def _field(key: str) -> Field:
     table, _, name = key.rpartition(".")
     return TABLES[re.sub(r"\[\d+\]", "", table)][name]
+
+
+def _origin(url: str) -> Origin | None:
+    try:
+        return origin_of_url(url)
+    except ValueError:
+        return None  # said where it stands
 
 
 def _name(origin: Origin) -> str:

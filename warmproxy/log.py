@@ -97,6 +97,18 @@ class LogObserver(Observer):
     def held_back(self, origin: Origin, why: str, seconds: float) -> None:
         event("held_back", level="warning", origin=str(origin), reason=why, seconds=round(seconds))
 
+    def prime_failed(self, origin: Origin, why: str, survived: bool) -> None:
+        event("prime_failed", level="warning", origin=str(origin), reason=why, survived=survived)
+
+    def prime_given_up(self, origin: Origin, why: str, seconds: float) -> None:
+        event(
+            "prime_given_up",
+            level="warning",
+            origin=str(origin),
+            reason=why,
+            retry_in=round(seconds),
+        )
+
     def learned(self, origin: Origin, target_idle: int) -> None:
         self._limited("learned", origin, level="info", target_idle=target_idle)
 

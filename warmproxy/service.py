@@ -21,6 +21,7 @@ from warmproxy.net.client import Clients
 from warmproxy.net.dialer import Dialer
 from warmproxy.net.housekeeper import Housekeeper, Waiter
 from warmproxy.net.listener import Doors, Factory
+from warmproxy.net.prime import Primer
 from warmproxy.net.resolver import Resolver
 from warmproxy.net.tls import Contexts
 from warmproxy.net.upstream import UpstreamConnection
@@ -115,6 +116,9 @@ class Service:
         self._housekeeper = Housekeeper(settings, registry, dialer, observer, loop)
         self._resolver.is_wanted = self._housekeeper.places.wanted
         self._resolver.on_answer = self._housekeeper.places.located
+        self._primer = Primer(
+            wiring.primes(settings), self._housekeeper, observer, loop, settings.max_head
+        )
         self._descriptors = wiring.raise_descriptor_limit() - DESCRIPTORS_APART
         self._clients = Clients(
             housekeeper=self._housekeeper,
@@ -315,6 +319,7 @@ class Service:
             pass  # those who are left are cut
         self._cut += self._clients.abort()
         self._housekeeper.stop()
+        self._primer.stop()
         if self._settings.admin:
             self._admin_server.close()
         for admin in list(self._admins):

@@ -263,6 +263,20 @@ class UpstreamSettings(OriginSettings, frozen=True, kw_only=True, forbid_unknown
             "change everything."
         ),
     ] = True
+    prime: Annotated[
+        str,
+        _says(
+            'A request of our own, such as "HEAD /healthz": sent on each new connection that '
+            "nobody waits for, and again on idle ones, where HTTP is spoken (http, or tls)."
+        ),
+    ] = ""
+    prime_every: Annotated[
+        Seconds,
+        _says(
+            "Seconds after which an idle connection is primed again, one at a time; 0 means on new "
+            "connections only."
+        ),
+    ] = 30.0
     client_cert: Annotated[
         str, _says("A PEM file with the client certificate that this upstream asks for.")
     ] = ""
@@ -738,6 +752,28 @@ def parse_address(text: str) -> tuple[str, int]:
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a host that `parse_address` gave."""
     return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
+def parse_prime(text: str) -> tuple[str, str]:
+    """`HEAD /healthz` -> method, request-target.
+
+    Raises ValueError, with a sentence for the user, where it is not of this form or the method
+    might change something at the upstream (RFC 9110, 9.2.1).
+    """
+    method, _, target = text.partition(" ")
+    if method.startswith("/"):
+        raise ValueError(f'{shown(text)} has no method; did you mean "HEAD {method}"?')
+    if method not in ("GET", "HEAD", "OPTIONS"):
+        raise ValueError(
+            f"{shown(text)} must begin with GET, HEAD or OPTIONS, which change nothing; for example"
+            ' "HEAD /healthz"'
+        )
+    is_path = re.fullmatch(r"/[!-\"$-~]*", target) is not None
+    if not is_path and text != "OPTIONS *":
+        raise ValueError(
+            f'{shown(text)} must name a path after the method; for example "{method} /healthz"'
+        )
+    return method, target
 
 
 def check_host_pattern(text: str) -> None:

@@ -15,6 +15,8 @@ from warmproxy.origin import Origin, origin_of_url, secured
 from warmproxy.policy.access import LOOPBACK, Access
 from warmproxy.policy.destinations import Destinations, Listener
 from warmproxy.protocol.exchange import Terms, Upgrade
+from warmproxy.protocol.messages import RequestHead
+from warmproxy.protocol.prime import prime_request
 from warmproxy.protocol.target import Forward
 from warmproxy.settings import Settings, TlsProfile, parse_address
 
@@ -114,6 +116,16 @@ def gateway_terms(settings: Settings, proxy: Terms) -> list[Terms]:
         default_port = ":80" if place.scheme == "http" else ":443"
         host = place.authority.removesuffix(default_port).encode()
         found.append(replace(proxy, access=access, gateway=Forward(place, b"/", host)))
+    return found
+
+
+def primes(settings: Settings) -> dict[Origin, tuple[RequestHead, float]]:
+    """What is sent to keep connections in use, and how often, by origin."""
+    found = {}
+    for upstream in settings.upstream:
+        if upstream.prime:
+            origin = upstream.secure_origin or upstream.origin
+            found[origin] = prime_request(upstream.prime, origin), upstream.prime_every
     return found
 
 

@@ -189,36 +189,46 @@ class HaproxyServer(Server):
 
 APACHE_CONF = """
 ServerRoot {home}
-ServerName 127.0.0.1
+ServerName localhost
 PidFile {home}/apache.pid
 DefaultRuntimeDir {home}
+ErrorLog {home}/error.log
 Listen 127.0.0.1:{port}
 LoadModule mpm_event_module {modules}/mod_mpm_event.so
 LoadModule authz_core_module {modules}/mod_authz_core.so
-ErrorLog /dev/stderr
-DocumentRoot {home}/www
-StartServers 1
+LoadModule alias_module {modules}/mod_alias.so
+User nobody
+Group nogroup
+RedirectMatch 204 .
+LogFormat "%{{c}}p-%{{remote}}p %k %m %U %>s" seen
+CustomLog {home}/access.log seen
 {settings}
 """
 
 
 class ApacheServer(Server):
-    """Apache with its event workers, serving `www/hello.txt`."""
+    """Apache that answers 204 to everything (its workers may not read a test's files); one access
+    line per request: connection, requests before it there, method, path, status."""
 
     def __init__(self, home: Path, settings: str) -> None:
         self.port = free_port()
-        apache = need("apache2")
-        modules = Path("/usr/lib/apache2/modules")
-        if not modules.exists():
-            missing(f"{modules}")
-        (home / "www").mkdir()
-        (home / "www" / "hello.txt").write_text("hello from apache\n")
+        self._access = home / "access.log"
         conf = home / "apache.conf"
-        filled = APACHE_CONF.format(home=home, port=self.port, modules=modules, settings=settings)
-        conf.write_text(filled)
-        args = [apache, "-f", str(conf), "-D", "FOREGROUND"]
-        super().__init__(args, home / "apache.log", home)
+        modules = "/usr/lib/apache2/modules"
+        text = APACHE_CONF.format(home=home, port=self.port, modules=modules, settings=settings)
+        conf.write_text(text)
+        super().__init__(
+            [need("apache2"), "-f", str(conf), "-DFOREGROUND"], home / "apache.log", home
+        )
         self.until(lambda: accepts(self.port))
+
+    def seen(self) -> list[tuple[str, int, str, str, int]]:
+        """(connection, nth request on it, method, path, status) of each request so far."""
+        rows = []
+        for line in self._access.read_text().splitlines():
+            connection, before, method, path, status = line.split(" ")
+            rows.append((connection, int(before) + 1, method, path, int(status)))
+        return rows
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from warmproxy.observe import CloseReason
 from warmproxy.policy import retire
 from warmproxy.policy.access import Access, is_loopback
 from warmproxy.policy.backoff import Backoff, DialBudget
+from warmproxy.policy.priming import IN_A_ROW, LEFT_OUT, Priming
 from warmproxy.policy.retry import Prefer, is_idempotent, may_repeat, preference
 from warmproxy.policy.sizing import Fixed, Learned
 
@@ -143,3 +144,18 @@ def test_credentials_must_be_ours(value):
     access.check_credentials(b"basic dXNlcjpzZWNyZXQ=")
     with pytest.raises(CredentialsRequired):
         access.check_credentials(value)
+
+
+def test_priming_is_given_up_after_losses_in_a_row_and_tried_again_on_one_connection():
+    priming = Priming()
+    for _ in range(2):
+        assert [priming.lost(1.0) for _ in range(IN_A_ROW - 1)] == [False] * (IN_A_ROW - 1)
+        priming.survived()
+    for _ in range(IN_A_ROW - 1):
+        priming.lost(2.0)
+    assert priming.wanted(2.0)
+    assert priming.lost(2.0), "that is news"
+    assert not priming.wanted(2.0)
+    assert not priming.lost(3.0), "one that was under way is none"
+    assert priming.wanted(2.0 + LEFT_OUT)
+    assert priming.lost(2.0 + LEFT_OUT), "one more is enough"

@@ -193,6 +193,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert pool.fresh == sum(not used for used in self.idle.values())
         assert pool.used == sum(self.idle.values())
         assert pool.active == len(self.active)
+        assert pool.taken == list(self.active.values()).count(-1)
         assert pool.canaries == len(self.canaries)
         assert pool.waiting == len(self.waiting)
         assert pool.dialling == self.dialling

@@ -41,7 +41,7 @@ class Readiness:
         said = []
         for pool in pools:
             target = pool.target_idle(now)
-            if pool.idle + pool.active >= target:
+            if pool.idle + pool.active - pool.taken >= target:
                 self._warmed.add(pool.origin)
             have = f"{pool.idle} of {target} warm"
             if pool.origin in self._warmed:
@@ -171,6 +171,7 @@ def _pool(pool: AnyPool, configured: bool, now: float) -> dict[str, Any]:
             "age": round(last.age, 3),
         },
         "closed": dict(tally.closed),
+        "primes": dict(tally.primes),
         "dials": sum(tally.dials.values()),
         "dials_failed": sum(n for result, n in tally.dials.items() if result != "ok"),
         "hits": hits,

@@ -27,12 +27,15 @@ from warmproxy.origin import Origin
 from warmproxy.policy.destinations import Destinations
 
 # A NAT may forget a silent connection after as little as 4 minutes; a dead peer is to be noticed
-# before a user's patience ends. Linux only where the constant exists only there.
+# before a user's patience ends. With TCP_USER_TIMEOUT (milliseconds) Linux no longer counts probes:
+# the first one that goes unanswered is the last if that time has passed when the next is due, so
+# there have to be several within it (with 30 s, 10 s and 20 s one lost packet ended a connection;
+# with these it takes three). Linux only where the constant exists only there.
 _OPTIONS: tuple[tuple[int, str, int], ...] = (
     (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
     (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
-    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 30),
-    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
+    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 15),
+    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 2),
     (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
     (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 20_000),
 )

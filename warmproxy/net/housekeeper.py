@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import warnings
+from collections.abc import Callable
 from typing import Protocol
 
 from warmproxy.errors import DialClosed, DialError, LimitReached, ShuttingDown, WarmproxyError
@@ -122,6 +123,8 @@ class Housekeeper:
         self._warmed: dict[Origin, bool] = {}
         self.places = Places(registry, loop, self._ended, self._plan_soon)
         self._stopped = False
+        self.when_shelved: Callable[[UpstreamConnection], None] | None = None
+        """Called with each new connection that nobody waits for, once it is idle."""
         self.scarce = False
         """Descriptors are running out: dials for requests only."""
 
@@ -210,6 +213,11 @@ class Housekeeper:
             assert pool is not None, "a pool outlives its waiters"
             pool.cancel(waiter)
             self._plan_soon(pool)
+
+    def take(self, pool: Pool, conn: UpstreamConnection) -> Lease:
+        """An idle connection for a request of our own."""
+        pool.take(conn, self._loop.time())
+        return Lease(self, pool, conn)
 
     def released(
         self, pool: Pool, conn: UpstreamConnection, reusable: bool, keep_alive: float | None
@@ -437,6 +445,8 @@ class Housekeeper:
                 self._serve(pool, waiter, conn)
             elif conn.early:
                 conn.refuse_data(conn.early)
+            elif self.when_shelved is not None:
+                self.when_shelved(conn)
         self._plan_soon(pool)
 
     def _warm_tcp(self, pool: Pool) -> socket.socket | None:

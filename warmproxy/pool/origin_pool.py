@@ -110,6 +110,8 @@ class OriginPool(Generic[C, W]):
         self._rng = rng
         self._shelves: Shelves[C] = Shelves(settings)
         self._active: dict[C, Entry] = {}
+        self._taken: set[C] = set()
+        """Active ones that no client has: they come back, so nothing is dialled in their place."""
         self._waiting: OrderedDict[W, _Waiter] = OrderedDict()
         self._gaps: list[float] = []
         self._accounted = now
@@ -141,6 +143,11 @@ class OriginPool(Generic[C, W]):
         return len(self._active)
 
     @property
+    def taken(self) -> int:
+        """Of the active ones those that are on our own business."""
+        return len(self._taken)
+
+    @property
     def canaries(self) -> int:
         return len(self._shelves.canaries)
 
@@ -168,7 +175,7 @@ class OriginPool(Generic[C, W]):
     def target_idle(self, now: float) -> int:
         """Idle connections there should be: what demand, schedules and requests for it say, but
         none while the origin is left alone, and then one until it has proved harmless."""
-        busy = len(self._active) + len(self._waiting)
+        busy = len(self._active) - len(self._taken) + len(self._waiting)
         wanted = self.sizing.target_idle(now, busy, self._dial, self._shelves.lives)
         for count, until in self.boosts.values():
             if count > wanted and now < until:
@@ -185,6 +192,10 @@ class OriginPool(Generic[C, W]):
         places = self._shelves.count_places()
         places.update(entry.place for entry in self._active.values())
         return places
+
+    def idle_longest(self) -> tuple[C, float] | None:
+        """The connection that has been idle longest and may stay, and since when."""
+        return self._shelves.idle_longest()
 
     def oldest_age(self, now: float) -> float:
         """Age in seconds of the oldest idle connection, 0 where there is none."""
@@ -235,7 +246,8 @@ class OriginPool(Generic[C, W]):
         caller has closed it then). Raises LimitReached where the line is full.
         """
         self.account(now)
-        self.sizing.asked(now, len(self._active) + len(self._waiting))
+        busy = len(self._active) - len(self._taken) + len(self._waiting)
+        self.sizing.asked(now, busy)
         used_first, fresh_only = prefer is Prefer.USED, prefer is Prefer.FRESH_ONLY
         spared = self.guard.is_wary and self._spares_probe(now)
         if spared:
@@ -266,6 +278,7 @@ class OriginPool(Generic[C, W]):
         """A lease ended and its connection can be used again: by the waiter returned, or idle."""
         self.account(now)
         entry = self._active.pop(conn)
+        self._taken.discard(conn)
         entry.used = True
         entry.suspect = False
         entry.since = self._worked_at = now
@@ -277,6 +290,10 @@ class OriginPool(Generic[C, W]):
         """A connection is gone: closed by them or by us, whichever shelf it was on."""
         self.account(now)
         if (entry := self._active.pop(conn, None)) is not None:
+            if conn in self._taken:
+                self._taken.remove(conn)
+                if not entry.used:
+                    self.churn.failed(now)  # it did not survive its first request
             entry.used = True
             self._gone(entry, reason, now, was_idle=False)
             return
@@ -299,12 +316,13 @@ class OriginPool(Generic[C, W]):
         return True
 
     def take(self, conn: C, now: float) -> None:
-        """An idle connection leaves its shelf for our own use, which no client sees; it comes
-        back by `release`."""
+        """An idle connection leaves its shelf for a request of our own, which no client sees; it
+        comes back by `release`."""
         self.account(now)
         entry, _ = self._shelves.remove(conn)
         entry.since = now
         self._active[conn] = entry
+        self._taken.add(conn)
 
     def hinted(self, seconds: float | None) -> None:
         """The upstream said on an active connection how long it keeps it idle (RFC 2068,
@@ -350,11 +368,9 @@ class OriginPool(Generic[C, W]):
         self.dialling += 1
         self._budget.charge(now)
 
-    def dial_succeeded(
-        self, conn: C, cost: float, now: float, place: str = "", *, primed: bool = False
-    ) -> W | None:
+    def dial_succeeded(self, conn: C, cost: float, now: float, place: str = "") -> W | None:
         """A connection to the address `place` is there, after `cost` seconds: for the waiter
-        returned, or idle. `primed`: it has served a request of our own."""
+        returned, or idle."""
         self.account(now)
         self.dialling -= 1
         self.tally.dials["ok"] += 1
@@ -367,7 +383,7 @@ class OriginPool(Generic[C, W]):
         self._dial = max(cost, self._dial * DIAL_DECAY)
         spread = retire.spread(self._rng)
         ends = retire.ends(now, spread, self.settings.max_age)
-        entry = Entry(now, spread, cost, now, ends, place, used=primed)
+        entry = Entry(now, spread, cost, now, ends, place)
         return self._offer(conn, entry, now, Outcome.DIALLED)
 
     def dial_failed(self, error: DialError, now: float) -> list[W]:
@@ -440,7 +456,7 @@ class OriginPool(Generic[C, W]):
         shelves = self._shelves
         missing = self.target_idle(now) - len(shelves)
         due = len(shelves.due)
-        if self._waiting or missing + due > self.dialling:
+        if self._waiting or missing + due > self.dialling + len(self._taken):
             return now
         if missing < 0 and (due or shelves.stale):
             return now
@@ -468,6 +484,7 @@ class OriginPool(Generic[C, W]):
         if self.churn.failures and now - entry.since >= SHORTEST:
             self.churn.succeeded()
         entry.since = now
+        entry.served = True
         self._active[conn] = entry
         self.tally.acquires[outcome] += 1
         if outcome is Outcome.FRESH or outcome is Outcome.USED:
@@ -494,7 +511,7 @@ class OriginPool(Generic[C, W]):
         age = now - entry.since
         self.last_close = LastClose(reason, now, age)
         self.tally.closed[reason] += 1
-        if not entry.used:
+        if not entry.served:
             self.tally.dials_wasted += 1
         if reason in _THEIRS and was_idle:
             self._shelves.limits[entry.used].closed(age, now)
@@ -548,7 +565,8 @@ class OriginPool(Generic[C, W]):
     def _refills(self, target: int, room: int, now: float) -> tuple[int, float]:
         """Dials to reach the target, and when more of them may start."""
         under_way = max(0, self.dialling - len(self._waiting))
-        shortage = min(target - (self.idle - len(self._shelves.due)) - under_way, room)
+        coming = under_way + len(self._taken)
+        shortage = min(target - (self.idle - len(self._shelves.due)) - coming, room)
         if shortage <= 0:
             return 0, inf
         not_before = max(self.dial_failures.not_before, self.churn.not_before)

@@ -40,6 +40,9 @@ class Entry:
     place: str = ""
     """The peer's address, "" where it does not matter."""
     used: bool = False
+    """It carried a request: a client's, or one of our own."""
+    served: bool = False
+    """It carried a client's."""
     suspect: bool = False
     """A sibling at the same address failed, or the way there changed."""
 
@@ -92,6 +95,17 @@ class Shelves(Generic[C]):
         """What holds a descriptor and never carried a request."""
         kept = [(conn, entry) for conn, entry in self.canaries.items() if not entry.used]
         return [*kept, *self.fresh.items()]
+
+    def idle_longest(self) -> tuple[C, float] | None:
+        """Of those that are not due the one that has been idle longest, and since when."""
+        found = None
+        for shelf in (self.used, self.fresh):
+            for conn, entry in shelf.items():
+                if conn not in self.due:
+                    if found is None or entry.since < found[1]:
+                        found = conn, entry.since
+                    break
+        return found
 
     def count_places(self) -> Counter[str]:
         """Idle connections by address."""
