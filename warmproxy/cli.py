@@ -347,16 +347,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 COMMANDS = (
-    "run",
-    "check",
-    "status",
-    "healthcheck",
-    "init",
-    "exec",
-    "env",
-    "bench",
-    "doctor",
-    "warm",
+    *("run", "check", "status", "healthcheck", "init"),
+    *("exec", "env", "bench", "doctor", "warm"),
 )
 
 

@@ -7,13 +7,11 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
-from tests.e2e.clients import CLIENTS, Job
 from tests.e2e.daemon import Warmproxy, fetch_on
 from tests.e2e.harness import always, clean_environ, eventually, need
 from tests.e2e.tls_origins import Pki, shaken
@@ -277,9 +275,7 @@ def test_other_sites_pages_cannot_ask(warmproxy, origin, post) -> None:
     web.wait_open(2)
 
 
-def test_a_browser_that_is_sent_here_by_a_page_is_refused(
-    warmproxy, origin, run, tmp_path: Path
-) -> None:
+def test_a_browser_that_is_sent_here_by_a_page_is_refused(warmproxy, origin, client) -> None:
     """The page submits a form to /warm as soon as it is shown; Chromium shows what came of it."""
     pages: list[str] = []
 
@@ -293,10 +289,7 @@ def test_a_browser_that_is_sent_here_by_a_page_is_refused(
     pages.append(
         f'<form method="post" action="{action}"></form><script>document.forms[0].submit()</script>'
     )
-    job = Job(site.url, proxy.url, tmp_path, "", tmp_path, lambda: None)  # type: ignore[arg-type,return-value]
-    browser = CLIENTS["chromium"](job)
-    args = [arg for arg in browser.args if not arg.startswith("--proxy")]
-    ran = run([*args[:-1], "--no-proxy-server", args[-1]], clean_environ(**browser.env))
+    ran = client("chromium", site.url)
     assert "the request comes from a page of another site" in ran.output, ran.output
     assert proxy.pools() == {}
     assert victim.connections == []
