@@ -40,6 +40,8 @@ class Entry:
     place: str = ""
     """The peer's address, "" where it does not matter."""
     used: bool = False
+    idled: float = 0.0
+    """Seconds idle before the lease that it is under."""
     suspect: bool = False
     """A sibling at the same address failed, or the way there changed."""
 
