@@ -498,6 +498,40 @@ def test_a_canary_ends_with_its_max_age_whatever_the_pool_needs():
     assert now >= 5.0 + 15.0
 
 
+def ask(pool: Pool, conn: int, now: float, took: float) -> None:
+    """A request on this connection, which the upstream closes after so many seconds."""
+    assert pool.acquire("w", Prefer.FRESH, now, alive) == conn
+    pool.lost(conn, now + took)
+    pool.closed(conn, CloseReason.UPSTREAM_EOF, now + took)
+
+
+def test_closes_that_cross_requests_teach_the_limit_too():
+    pool = make(1)
+    for n in range(3):
+        dial(pool, n, 10.0 * n)
+        ask(pool, n, 10.0 * n + 5.0, RTT)
+    assert pool.idle_limits["fresh"].seconds == pytest.approx(5.0 + RTT)
+    assert pool.idle_limits["used"].seconds == inf
+
+
+def test_a_close_long_after_the_request_has_not_crossed_it():
+    pool = make(1)
+    for n in range(3):
+        dial(pool, n, 10.0 * n)
+        ask(pool, n, 10.0 * n + 5.0, 1.0)
+    assert pool.idle_limits["fresh"].seconds == inf
+
+
+def test_a_close_on_a_connection_that_was_not_idle_before_teaches_nothing():
+    pool = make(0)
+    for n in range(3):
+        pool.acquire("w", Prefer.FRESH, 10.0 * n, alive)
+        assert dial(pool, n, 10.0 * n) == "w"
+        pool.lost(n, 10.0 * n + RTT)
+        pool.closed(n, CloseReason.UPSTREAM_EOF, 10.0 * n + RTT)
+    assert pool.idle_limits["fresh"].seconds == inf
+
+
 def test_the_two_shelves_have_limits_of_their_own():
     pool = filled(3)
     for waiter, conn in (("a", 3), ("b", 2), ("c", 1)):

@@ -153,7 +153,7 @@ def test_a_stale_used_connection_costs_a_repeatable_request_one_more_try_on_a_fr
     exchange = forwarding(was_used=True)
     actions = exchange.upstream_ended(reset=False)
     assert actions == [
-        Release(reusable=False),
+        Release(reusable=False, unanswered=True),
         Retried(),
         Acquire(HTTP, Prefer.FRESH_ONLY),
     ]
@@ -181,7 +181,7 @@ def test_a_body_beyond_the_buffer_cannot_be_sent_again():
 def test_a_post_is_never_sent_twice(reset):
     exchange = forwarding(POST, was_used=True)
     actions = exchange.upstream_ended(reset=reset)
-    assert actions[0] == Release(reusable=False)
+    assert actions[0] == Release(reusable=False, unanswered=True)
     assert to_client(actions).startswith(b"HTTP/1.1 502 ")
     assert b"error=connection_terminated" in to_client(actions)
     assert Acquire not in kinds(actions)
@@ -779,3 +779,9 @@ def test_a_response_that_ends_by_close_and_is_given_up_is_reset(ending):
     exchange.upstream_data(b"HTTP/1.1 200 OK\r\n\r\nsome")
     actions = exchange.client_eof() if ending == "half-close" else exchange.client_data(b"zz\r\n")
     assert actions[-1] == CloseClient(Close.ABORT)
+
+
+def test_a_close_inside_a_responses_head_is_no_close_of_an_idle_connection():
+    exchange = forwarding(was_used=True)
+    exchange.upstream_data(OK[:10])
+    assert Release(reusable=False) in exchange.upstream_ended(reset=False)

@@ -392,6 +392,8 @@ class ClientConnection(asyncio.Protocol):
             return
         lease, self._lease = self._lease, None
         if lease is not None:
+            if action.unanswered:
+                lease.lost()
             lease.release(reusable=action.reusable, keep_alive=action.keep_alive)
 
     def _drop_pinned(self) -> None:

@@ -52,6 +52,11 @@ class Lease:
             raise RuntimeError(f"{self.connection!r} was released twice")
         housekeeper.released(self._pool, self.connection, reusable, keep_alive)
 
+    def lost(self) -> None:
+        """The upstream closed the connection instead of answering; the release follows."""
+        if self._housekeeper is not None:
+            self._housekeeper.lost(self._pool, self.connection)
+
     @property
     def tally(self) -> Tally:
         return self._pool.tally
@@ -218,6 +223,10 @@ class Housekeeper:
         """An idle connection for a request of our own."""
         pool.take(conn, self._loop.time())
         return Lease(self, pool, conn)
+
+    def lost(self, pool: Pool, conn: UpstreamConnection) -> None:
+        """For Lease.lost only."""
+        pool.lost(conn, self._loop.time())
 
     def released(
         self, pool: Pool, conn: UpstreamConnection, reusable: bool, keep_alive: float | None

@@ -48,6 +48,8 @@ DIALS_A_SECOND = 2.0
 """Refills for each connection of the target, where dial_budget says nothing."""
 COSTLY = 1.0
 """Refills a second of connections that cannot be kept for long, from which on it is said."""
+AT_ONCE = 0.05
+"""Seconds beside two round trips in which a request hears that it came too late."""
 DIAL_DECAY = 0.9
 """Per dial: how fast a slow one is forgotten."""
 
@@ -305,6 +307,16 @@ class OriginPool(Generic[C, W]):
             self._shelves.learned()
         self._gone(entry, reason, now)
 
+    def lost(self, conn: C, now: float) -> None:
+        """The upstream closed an active connection instead of answering. At once: then its close
+        has crossed the request on the way, and teaches like one that came while it was idle.
+        (Who asks as often as an upstream closes would meet no other.)"""
+        entry = self._active[conn]
+        took = now - entry.since
+        if took <= 2 * self._shelves.rtt + AT_ONCE:
+            self._shelves.limits[entry.used].closed(entry.idled + took, now)
+            self._shelves.learned()
+
     def evict(self, conn: C, reason: CloseReason, now: float) -> bool:
         """Carry out one eviction of a plan: True if the connection is to be closed, False if it
         stays open as the canary of its kind."""
@@ -481,7 +493,8 @@ class OriginPool(Generic[C, W]):
         return room and self.guard.is_probing(now)
 
     def _lease(self, conn: C, entry: Entry, outcome: Outcome, now: float) -> C:
-        if self.churn.failures and now - entry.since >= SHORTEST:
+        entry.idled = now - entry.since
+        if self.churn.failures and entry.idled >= SHORTEST:
             self.churn.succeeded()
         entry.since = now
         entry.served = True

@@ -43,6 +43,8 @@ class Entry:
     """It carried a request: a client's, or one of our own."""
     served: bool = False
     """It carried a client's."""
+    idled: float = 0.0
+    """Seconds idle before the lease that it is under."""
     suspect: bool = False
     """A sibling at the same address failed, or the way there changed."""
 

@@ -350,7 +350,7 @@ class Exchange:
                 self._out.append(Release(reusable=False))
                 self._close(Close.ABORT if self._ends_by_close() else Close.FLUSH)
             return self._take()
-        self._out.append(Release(reusable=False))
+        self._out.append(Release(reusable=False, unanswered=not self._upstream_spoke))
         if may_repeat(
             idempotent=self._idempotent,
             was_used=self._was_used,

@@ -58,11 +58,13 @@ class Release:
     `pinned`: it was authenticated as a whole (NTLM, Negotiate), so it stays with this client for
     its next request to the same origin, and is never reused by another (RFC 9110, 3.3).
     `keep_alive`: seconds for which the upstream says it keeps the connection idle, if it does.
+    `unanswered`: it closed the connection and no byte of an answer came.
     """
 
     reusable: bool
     pinned: bool = False
     keep_alive: float | None = None
+    unanswered: bool = False
 
 
 @dataclass(slots=True)
