@@ -50,8 +50,8 @@ LONG, SHORT = 600.0, 0.1
 JITTERS = (0.0, 0.3)
 KINDS = [Kind(used, jitter) for used in (False, True) for jitter in JITTERS]
 SHOTS_BEFORE = 2
-WARM = 2
-ROUNDS = 12  # in which a pool is left to learn
+WARM = 3
+ROUNDS = 8  # in which a pool is left to learn
 
 BAR_HITS = 0.99
 
