@@ -30,7 +30,8 @@ class Daemon:
     """`command` with {listen}, {admin} and the names in `places` filled in.
 
     `settings`, where given, becomes its settings file, {config}. `asks_readiness`: it is
-    warmproxy, and says itself when it is ready; else its port has to accept connections.
+    warmproxy, and says itself when it is ready; else its port has to accept connections. `ports`:
+    of loopback, where it has no network namespace to itself.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class Daemon:
         places: Mapping[str, Address] | None = None,
         settings: str = "",
         asks_readiness: bool = True,
+        ports: tuple[int, int] | None = None,
     ) -> None:
-        port = next(_PORTS)
-        self.listen: Address = ("127.0.0.1", port)
-        self.admin: Address = ("127.0.0.1", port + 1)
+        first = next(_PORTS)
+        listen, admin = ports or (first, first + 1)
+        self.listen: Address = ("127.0.0.1", listen)
+        self.admin: Address = ("127.0.0.1", admin)
         self.cpu = cpu
         self.asks_readiness = asks_readiness
         self.process: subprocess.Popen[bytes] | None = None

@@ -47,8 +47,8 @@ def test_a_used_connection_goes_before_an_end_that_nobody_announced(
         for client in clients:
             client.request("POST", f"{web.url}/hello.txt", b"body")
         for client in clients:
-            # a file takes no POST (405): an answer all the same
-            assert read_reply(client).status in (200, 405)
+            # where it does not like a POST (405) that is an answer all the same
+            assert read_reply(client).status < 500
 
     burst()
     eventually(lambda: proxy.pool(web.url)["idle_limits"]["used"], says=proxy.pools)
