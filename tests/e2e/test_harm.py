@@ -43,7 +43,7 @@ def test_gunicorn_whose_workers_wait_for_idle_connections(
     """gunicorn's sync worker serves nobody while an idle connection has it: two requests are slow,
     by a few seconds; then the origin has no idle connection, everybody is served at once, and one
     line says why."""
-    web = gunicorn_server(["--workers", str(workers)])
+    web = gunicorn_server(["--preload", "--workers", str(workers)])
     proxy = warmproxy("--warm", f"{web.url}={workers + 1}")
     wait_warm(proxy, web.url, workers + 1)
     slow = []
@@ -74,7 +74,7 @@ def test_gunicorn_that_kills_a_worker_which_an_idle_connection_had(
 ) -> None:
     """With no request to tell by, the 500 that gunicorn writes on the idle connection when it
     kills the worker says it: from then on there is none, and no client ever sees that 500."""
-    web = gunicorn_server(["--timeout", "2"])
+    web = gunicorn_server(["--preload", "--timeout", "2"])
     proxy = warmproxy("--warm", f"{web.url}=1")
     eventually(lambda: held_back(proxy, web.url), 15, proxy.log)
     eventually(lambda: count_sockets_to(web.port, "ESTABLISHED") == 0)
