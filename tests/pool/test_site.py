@@ -37,23 +37,25 @@ def freed(site: Site[int, str], pool: Pool, conn: int, now: float) -> list[Pool]
     return site.answered(pool, conn, now + 0.01)
 
 
-def test_of_all_pools_the_connections_go_that_may_be_before_the_hanging_one():
+def test_of_all_pools_the_connections_go_that_are_before_the_hanging_one():
     mine, sibling = make(3), make(1)
     site = site_of(mine, sibling)
-    for conn, at in ((1, 0.0), (2, 10.0), (4, 30.0)):
-        opened(mine, conn, at)
+    opened(mine, 1, 0.0)
     opened(sibling, 9, 5.0)
+    opened(mine, 2, 10.0)
+    opened(mine, 4, 30.0)
     assert leased(mine, 30.0) == 4
     opened(mine, 5, 31.0)
     assert sorted(close(site.overdue(mine, 4, 1.5, 31.5), 31.5)) == [1, 2, 9]
     assert mine.tally.closed == {"harmful": 2}
 
 
-def test_connections_that_were_opened_together_may_be_before_each_other():
+def test_connections_that_were_opened_together_have_an_order_all_the_same():
     pool = make(2)
     opened(pool, 1, 10.0)
     opened(pool, 2, 10.0)
     assert leased(pool, 11.0) == 2
+    opened(pool, 3, 11.0)
     assert close(site_of(pool).overdue(pool, 2, 1.5, 12.5), 12.5) == [1]
 
 
@@ -107,27 +109,20 @@ def test_a_conviction_harms_the_pools_that_hold_or_want_idle_connections():
     assert cold.guard.until < 7.5
 
 
-def test_only_what_was_surely_before_it_is_harmless_when_a_request_was_answered():
+def test_what_was_answered_beside_older_ones_is_never_suspected_beside_as_many():
     pool = make(3)
     site = site_of(pool)
-    opened(pool, 1, 10.0)
-    opened(pool, 2, 10.01)
-    opened(pool, 3, 10.02)
-    conn = leased(pool, 11.0)
-    assert site.answered(pool, conn, 11.1) == []
-    pool.closed(conn, CloseReason.NOT_REUSABLE, 11.2)
-    opened(pool, 4, 11.2)
-    conn = leased(pool, 12.0)
-    assert conn == 4
-    assert site.overdue(pool, conn, 1.5, 13.5), "the first answer may have had the only worker"
-    pool.closed(conn, CloseReason.NOT_REUSABLE, 14.0)
-    opened(pool, 5, 700.0)
-    conn = leased(pool, 701.0)
-    site.answered(pool, conn, 701.1)
-    pool.closed(conn, CloseReason.NOT_REUSABLE, 702.0)
-    opened(pool, 6, 703.0)
-    conn = leased(pool, 704.0)
-    assert site.overdue(pool, conn, 30.0, 734.0) == []
+    for conn in (1, 2, 3):
+        opened(pool, conn, 10.0)
+    assert leased(pool, 11.0) == 3
+    opened(pool, 4, 11.0)
+    assert site.answered(pool, 3, 11.1) == []
+    assert leased(pool, 12.0) == 4
+    assert site.overdue(pool, 4, 30.0, 42.0) == []
+    opened(pool, 5, 50.0)
+    opened(pool, 6, 50.0)
+    assert leased(pool, 51.0) == 6
+    assert site.overdue(pool, 6, 30.0, 81.0), "three are more than two"
 
 
 # -- coming back ------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ shelf: its end says whether the limit is (still) true.
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import chain, islice
+from dataclasses import dataclass, field
+from itertools import chain, count, islice
 from math import inf
 from typing import Generic, TypeVar
 
@@ -47,6 +47,8 @@ class Entry:
     """Seconds idle before the lease that it is under."""
     suspect: bool = False
     """A sibling at the same address failed, or the way there changed."""
+    number: int = field(default_factory=count(1).__next__)
+    """Grows with each connection of any pool: the order in which upstreams accepted them."""
 
 
 class Shelves(Generic[C]):

@@ -1,5 +1,6 @@
 """The pools of one host and port: connections of every scheme wait for the same workers there."""
 
+from math import inf
 from typing import Generic, TypeVar
 
 from warmproxy.policy.trial import OVERDUE, Trial
@@ -7,9 +8,6 @@ from warmproxy.pool.origin_pool import OriginPool
 
 C = TypeVar("C")
 W = TypeVar("W")
-
-APART = 0.05
-"""Seconds between two connections whose order at the upstream is sure."""
 
 
 class Site(Generic[C, W]):
@@ -23,8 +21,7 @@ class Site(Generic[C, W]):
         """The first byte came on a leased connection that had been fresh; the pools for which
         that changes something."""
         lease = pool.leased(conn)
-        before = lease.opened - lease.cost - APART
-        older = [pool for pool in self.pools for _, e in pool.unasked() if e.opened < before]
+        older = [its for its, _ in self._unasked(before=lease.number)]
         waited = now - lease.since
         if self._trial.answered(waited, len(older), now):
             return self._harmed(now)
@@ -42,14 +39,13 @@ class Site(Generic[C, W]):
     ) -> list[tuple[OriginPool[C, W], C]]:
         """Nothing came for so many seconds, on a leased connection that had been fresh or (None)
         one that is still shaking hands: the idle connections to close, to see if it comes then."""
-        until = now if conn is None else pool.leased(conn).opened
-        older = [
-            (its, idle)
-            for its in self.pools
-            for idle, entry in its.unasked()
-            if entry.opened - entry.cost <= until
-        ]
+        older = self._unasked(before=inf if conn is None else pool.leased(conn).number)
         return older if self._trial.tries(waited, len(older), pool.rtt, now) else []
+
+    def _unasked(self, before: float) -> list[tuple[OriginPool[C, W], C]]:
+        """The idle connections that were opened before one of that number."""
+        pools = self.pools
+        return [(pool, c) for pool in pools for c, entry in pool.unasked() if entry.number < before]
 
     def _harmed(self, now: float) -> list[OriginPool[C, W]]:
         harmed = [pool for pool in self.pools if pool.idle or pool.target_idle(now)]
