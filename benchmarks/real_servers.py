@@ -355,7 +355,9 @@ def measure(kinds: list[Kind], options: argparse.Namespace) -> list[Watched]:
         (home("warmproxy") / "warmproxy.toml").write_text(settings(watched, options.warm))
         command = [options.python, "-m", "warmproxy", "run", "--config", "warmproxy.toml"]
         command += ["--listen", f"127.0.0.1:{proxy}", "--admin", f"127.0.0.1:{admin}"]
-        start("warmproxy", command, proxy, {"PYTHONPATH": str(ROOT)})
+        # nobody's state file but its own: it knows none of the servers
+        environment = {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder)}
+        start("warmproxy", command, proxy, environment)
         asyncio.run(Run(watched, proxy, admin, options.seconds).run())
         arrived = Counter(line.split(" ")[1] for line in seen.read_text().splitlines())
         print((folder / "warmproxy" / "output").read_text(), file=sys.stderr)
