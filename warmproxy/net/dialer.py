@@ -26,16 +26,18 @@ from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.origin import Origin
 from warmproxy.policy.destinations import Destinations
 
-# A NAT may forget a silent connection after as little as 4 minutes; a dead peer is to be noticed
-# before a user's patience ends. With TCP_USER_TIMEOUT (milliseconds) Linux no longer counts probes:
-# the first one that goes unanswered is the last if that time has passed when the next is due, so
-# there have to be several within it (with 30 s, 10 s and 20 s one lost packet ended a connection;
-# with these it takes three). Linux only where the constant exists only there.
+# A NAT may forget a silent connection after as little as 4 minutes, so probes come before that. Not
+# too early either: a server that defers accepting (TCP_DEFER_ACCEPT: Apache 31 s, nginx `deferred`
+# 63 s) and runs Linux 6.18 refuses the request that follows a probe (TcpExtTSEcrRejected) until the
+# deferral is over; seen with probes after 15 and after 30 s. With TCP_USER_TIMEOUT (milliseconds),
+# which is for requests to a peer that has vanished, Linux no longer counts probes: the first one
+# that goes unanswered is the last if that time has passed when the next is due, so there have to be
+# several within it. Linux only where the constant exists only there.
 _OPTIONS: tuple[tuple[int, str, int], ...] = (
     (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
     (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
-    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 15),
-    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 2),
+    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 75),
+    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
     (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
     (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 20_000),
 )
