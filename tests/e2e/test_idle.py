@@ -75,9 +75,12 @@ def test_bytes_behind_an_answer_are_not_the_next_one(warmproxy, origin) -> None:
     usual = web.answer
 
     def talk_on(connection, request) -> None:
-        usual(connection, request)
         if request.target == "/first":
-            connection.send(ANSWER_408)
+            body = web.greeting.encode()
+            head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+            connection.send(head + body + ANSWER_408)  # at once: later it would cross a request
+        else:
+            usual(connection, request)
 
     web.answer = talk_on
     proxy = warmproxy("--warm", f"{web.url}=2")
