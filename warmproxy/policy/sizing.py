@@ -1,8 +1,9 @@
 """How many idle connections an origin should have now."""
 
 from array import array
+from bisect import bisect_left
 from collections import deque
-from math import inf
+from math import inf, isqrt
 from typing import Protocol
 
 
@@ -79,14 +80,16 @@ class Learned:
 
 
 class Auto:
-    """v1, research"""
+    """v2, research"""
 
     W = 900.0
-    SHORT = 10.0
-    GRACE = 1.0
     CHURN = 20.0
     N = 16
-    SPARE = 1
+    IDLE = staticmethod(lambda r, l, p: min(r, l + isqrt(p)))
+    SLACK = 1 / 3
+    NEAR = 1.5
+    STEPS = 4
+    OPEN = 0.0
 
     def __init__(self, warm_min: int, warm_max: int, *, reuse: bool = True) -> None:
         self.warm_min = warm_min
@@ -96,55 +99,54 @@ class Auto:
         self._turn_at = -inf
         self._peak = self._next_peak = 0
         self._rise = self._next_rise = 0
-        self._low = self._low_before = 0
+        self._low = [0] * (self.STEPS + 1)
         self._low_at = -inf
         self._dial = 0.0
         self._lives = inf
-        self._grace = self.W
+        self._grace = 1.0
         self._held = True
-        self._until = -inf
+        self._until = inf
         self._gaps = array("d")
 
     def asked(self, now: float, active: int) -> None:
         gap = now - self._last
         self._last = now
         level = active + 1
-        if gap >= self._grace:
-            if gap < inf:
-                self._gaps.append(gap)
-                if len(self._gaps) > self.N:
-                    del self._gaps[0]
-        if not self._held:
+        if gap >= self._grace and gap < inf:
+            if not self._held and gap >= self.W:
+                self._peak = self._rise = self._next_peak = self._next_rise = 0
+            self._gaps.append(gap)
+            if len(self._gaps) > self.N:
+                del self._gaps[0]
+        if not self._held or self._until == inf:
             self._until = now
         if now >= self._turn_at:
-            late = now >= self._turn_at + self.W
             self._turn_at = now + self.W
             self._peak, self._next_peak = self._next_peak, 0
             self._rise, self._next_rise = self._next_rise, 0
-            if late and self._held:
-                self._peak = self._rise = 0
         if level > self._next_peak:
             self._next_peak = level
             if level > self._peak:
                 self._peak = level
+        low = self._low
+        if now >= self._low_at:
+            step = self._dial / self.STEPS
+            new = active if self.reuse else 0
+            if now >= self._low_at + self._dial:
+                low[:] = [new] * len(low)
+                self._low_at = now + step
+            else:
+                while now >= self._low_at:
+                    low.append(new)
+                    del low[0]
+                    self._low_at += step
         if self.reuse:
-            if now >= self._low_at:
-                if now >= self._low_at + self._dial:
-                    self._low_before = active
-                else:
-                    self._low_before = self._low
-                self._low = active
-                self._low_at = now + self._dial
-            elif active < self._low:
-                self._low = active
-            rise = level - min(self._low, self._low_before)
+            if active < low[-1]:
+                low[-1] = active
+            rise = level - min(low)
         else:
-            if now >= self._low_at:
-                self._low_before = 0 if now >= self._low_at + self._dial else self._low
-                self._low = 0
-                self._low_at = now + self._dial
-            self._low += 1
-            rise = self._low + self._low_before
+            low[-1] += 1
+            rise = sum(low)
         if rise > self._next_rise:
             self._next_rise = rise
             if rise > self._rise:
@@ -158,10 +160,8 @@ class Auto:
         if not self._held:
             return self.warm_min
         idle = self._rise
-        if self.reuse and self._peak - active < idle:
-            idle = self._peak - active
-        if idle < self.SPARE and self._last > -inf:
-            idle = self.SPARE
+        if self.reuse:
+            idle = self.IDLE(idle, self._peak - active, self._peak)
         if idle < self.warm_min:
             idle = self.warm_min
         return idle if idle < self.warm_max else self.warm_max
@@ -170,48 +170,38 @@ class Auto:
         return self._until
 
     def _judge(self, now: float) -> None:
-        self._grace = self.GRACE if self._lives < self.SHORT else self.W
-        quiet = now - self._last
-        if quiet < self._grace or self._last == -inf:
-            self._held = True
-            self._until = self._last + self._grace if self._last > -inf else inf
+        self._held, self._until = True, self._last + self._grace
+        if now < self._until:
             return
-        gaps = sorted(g for g in self._gaps if g > quiet)
-        L = self._lives
-        n = len(gaps)
-        total = len(self._gaps)
-        # clusters
-        if not total:
-            end = self.CHURN * L if L < self.SHORT else self.W
-            self._held = quiet < end
-            self._until = self._last + end if self._held else inf
-            return
-        allg = sorted(self._gaps)
-        clusters = []
-        first = prev = allg[0]
-        k = 1
-        for g in allg[1:]:
-            if g > 1.5 * prev + min(L, self.SHORT):
-                clusters.append((first, prev, k))
-                first, k = g, 0
-            prev = g
-            k += 1
-        clusters.append((first, prev, k))
-        for a, b, k in clusters:
-            w = b - a + min(L, 2 * self.SHORT) / 3 + b / total**2
-            start, end = a - w - 2 * self._dial, b + w
-            if end <= quiet:
-                continue
-            left = [g for g in allg if g >= a]
-            cost = sum(min(g, end) - max(0, start) for g in left)
-            if L < self.SHORT and cost > self.CHURN * L * k:
-                continue
-            if quiet < start:
-                self._held = False
-                self._until = self._last + start
-            else:
-                self._held = True
+        for start, end in self._windows():
+            if now < self._last + start:
+                self._held, self._until = False, self._last + start
+                return
+            if now < self._last + end:
                 self._until = self._last + end
+                return
+        self._held, self._until = False, inf
+
+    FEW = 4
+    LATE = 2.0
+    def _windows(self):
+        L = self._lives
+        gaps = sorted(self._gaps)
+        total = len(gaps)
+        if total < self.FEW:
+            yield 0.0, min(self.CHURN * L, self.W)
             return
-        self._held = False
-        self._until = inf
+        i = 0
+        while i < total:
+            a = gaps[i]
+            j = i
+            while j + 1 < total and gaps[j + 1] <= self.NEAR * gaps[j] + min(L, 10.0):
+                j += 1
+            b = gaps[j]
+            w = min(L, 20) * self.SLACK + b / 2**total
+            start, end = a - (b - a) - w - 2 * self._dial, b + self.LATE * (b - a) + w
+            start = max(0.0, start)
+            cost = sum(min(g, end) - start for g in gaps[i:])
+            if cost <= self.CHURN * L * (j + 1 - i):
+                yield start, end
+            i = j + 1
