@@ -96,7 +96,13 @@ def test_an_origin_that_refuses_idle_connections(warmproxy, origin, status, afte
     upstream = {"url": web.url, "warm": 3}
     proxy = warmproxy(config={"upstream": [upstream], "ready_timeout": 0.2})
     eventually(lambda: held_back(proxy, web.url), says=proxy.log)
-    eventually(lambda: proxy.pool(web.url)["dialling"] == 0 and not web.open_connections())
+
+    def settled() -> bool:
+        pool = proxy.pool(web.url)
+        return pool["dialling"] == 0 and pool["dials"] == len(web.connections)
+
+    eventually(settled, says=proxy.pools)
+    eventually(lambda: not web.open_connections())
     seen = len(web.connections)
     assert seen <= 6
     always(lambda: len(web.connections) == seen, 1.0, lambda: web.connections)
