@@ -107,7 +107,7 @@ def pool(spec: Spec, arrivals: traces.Trace, rng: Random) -> object:
         sizing, count, settings = Ratio(a), 1000, OriginSettings(idle_timeout=3600.0)  # Envoy's
     else:
         least, most = (0, Settings().learn_warm) if arrivals.learned else (int(a), int(b))
-        sizing, count = Auto(least, most), most
+        sizing, count = Auto(least, most, reuse=not arrivals.tunnels), most
     if arrivals.learned:
         sizing = learned(sizing)
     rate = max(2.0 * count, 1.0)
@@ -159,8 +159,12 @@ def job(work: tuple[Cell, str, Spec, tuple[int, ...]]) -> tuple[Cell, str, Figur
     outcome = Outcome()
     for seed in seeds:
         outcome.add(run(spec, cell[0], LIMITS[cell[1]], cell[2], seed))
-    return cell, name, Figure(
-        outcome.requests, outcome.hits, outcome.idle_seconds, outcome.dials, outcome.p99_wait
+    return (
+        cell,
+        name,
+        Figure(
+            outcome.requests, outcome.hits, outcome.idle_seconds, outcome.dials, outcome.p99_wait
+        ),
     )
 
 
@@ -305,8 +309,11 @@ def plot(found: dict[Cell, dict[str, Figure]], to: Path) -> None:
     handles, labels = axes.flat[0].get_legend_handles_labels()
     axes.flat[-1].legend(handles, labels, loc="center", fontsize=12)
     axes.flat[-1].text(
-        0.5, 0.12, "idle limits of Node 20, a dial takes 60 ms;\nno miss at all is drawn at the"
-        " bottom", ha="center", transform=axes.flat[-1].transAxes,
+        0.5,
+        0.12,
+        "idle limits of Node 20, a dial takes 60 ms;\nno miss at all is drawn at the bottom",
+        ha="center",
+        transform=axes.flat[-1].transAxes,
     )
     figure.savefig(to, dpi=80)
 
@@ -331,8 +338,8 @@ def main() -> int:
     with Processes(options.jobs) as processes:
         for done, (cell, name, figure) in enumerate(processes.imap_unordered(job, work, 4), 1):
             found[cell][name] = figure
-            print(f"\r{done} of {len(work)}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+            if sys.stderr.isatty():
+                print(f"\r{done} of {len(work)}", end="\n" * (done == len(work)), file=sys.stderr)
     verdicts = [judge(cell, figures) for cell, figures in found.items()]
     busy, rate = cost()
     met = all(v.met for v in verdicts) and busy < BUSY_COST

@@ -47,8 +47,9 @@ PROBE = 4.0
 """Times the limit: so old a canary has seen enough. Only where the limit rose is any as old."""
 
 UNPROVEN = 45.0
-"""Seconds that connections are trusted for while no limit is known and none was seen to live longer.
-The first minute shows the short limits; of the usual ones beyond it HAProxy's 50 s is the lowest."""
+"""Seconds that connections are trusted for while no limit is known and none was seen to live
+longer. The first minute shows the short limits; of the usual ones beyond it HAProxy's 50 s is the
+lowest."""
 
 MARGIN_SHARE = 0.1
 MARGIN_SECONDS = 0.5

@@ -1,8 +1,8 @@
 """How many idle connections an origin should have now."""
 
 from array import array
-from bisect import bisect_left
 from collections import deque
+from collections.abc import Iterator
 from math import inf, isqrt
 from typing import Protocol
 
@@ -79,129 +79,169 @@ class Learned:
         return min(self._last + self.quiet, self.sizing.changes_at(now))
 
 
-class Auto:
-    """v2, research"""
+PERIOD = 900.0
+"""Seconds for which a demand that was seen is provided for, and as many more until it is forgotten."""
+PAUSE = 1.0
+"""Seconds without a request that are worth remembering: shorter ones are part of a burst."""
+PAUSES = 16
+"""That are remembered."""
+FEW = 4
+"""Pauses that tell nothing yet about the next one."""
+CHURN = 20.0
+"""Dials that a hit may cost: idle connections are held no longer where it would be more."""
+ALIKE = 1.5
+"""Factor between two pauses, in order of length, that are of one kind (and so are they where they
+differ by less than a connection lives)."""
+LONGEST_SLACK = 20.0
+SLACK = 1 / 3
+"""Of the life of a connection, up to LONGEST_SLACK seconds: how much sooner or later than ever
+before a request may come and still be expected."""
+STEPS = 2
+"""Into which the time of a dial is cut, to know the lowest demand within it."""
 
-    W = 900.0
-    CHURN = 20.0
-    N = 16
-    IDLE = staticmethod(lambda r, l, p: min(r, l + isqrt(p)))
-    SLACK = 1 / 3
-    NEAR = 1.5
-    STEPS = 4
-    OPEN = 0.0
+
+class Auto:
+    """As many as the requests of late would have needed, between `warm_min` and `warm_max`.
+
+    * How many: the steepest rise of demand within the time of a dial, since what comes later can be
+      dialled for; but no more than is missing from the highest demand, and its square root beside,
+      for chance. Both are those of the current and the last PERIOD.
+    * How long: while requests are to be expected. After a pause of a second it is by the pauses of
+      late: they fall into kinds (a rhythm, the night), each kind is a window in which the next
+      request may come, and connections are held in these windows only. A window that would cost
+      more than CHURN dials for each of its hits, because connections live for so short a time, is
+      none. Until a few pauses are known, they are held for as long as CHURN allows.
+
+    `reuse`: connections come back and serve again; those of tunnels do not.
+    """
+
+    __slots__ = (
+        "_dial",
+        "_held",
+        "_judge_at",
+        "_last",
+        "_lives",
+        "_low",
+        "_next_peak",
+        "_next_rise",
+        "_pauses",
+        "_peak",
+        "_period_ends",
+        "_rise",
+        "_step_ends",
+        "reuse",
+        "warm_max",
+        "warm_min",
+    )
 
     def __init__(self, warm_min: int, warm_max: int, *, reuse: bool = True) -> None:
         self.warm_min = warm_min
         self.warm_max = warm_max
         self.reuse = reuse
         self._last = -inf
-        self._turn_at = -inf
-        self._peak = self._next_peak = 0
-        self._rise = self._next_rise = 0
-        self._low = [0] * (self.STEPS + 1)
-        self._low_at = -inf
+        """When the last request came."""
         self._dial = 0.0
         self._lives = inf
-        self._grace = 1.0
+        self._peak = self._next_peak = 0
+        """The highest demand: of this period or the last, and of this one alone."""
+        self._rise = self._next_rise = 0
+        """The same of the steepest rise."""
+        self._period_ends = -inf
+        self._low = [0] * (STEPS + 1)
+        """The lowest demand of each step of late; of tunnels how many began in it."""
+        self._step_ends = -inf
+        self._pauses = array("d")
         self._held = True
-        self._until = inf
-        self._gaps = array("d")
+        self._judge_at = inf
 
     def asked(self, now: float, active: int) -> None:
-        gap = now - self._last
-        self._last = now
-        level = active + 1
-        if gap >= self._grace and gap < inf:
-            if not self._held and gap >= self.W:
+        pause, self._last = now - self._last, now
+        if PAUSE <= pause < inf:
+            if not self._held and pause >= PERIOD:
                 self._peak = self._rise = self._next_peak = self._next_rise = 0
-            self._gaps.append(gap)
-            if len(self._gaps) > self.N:
-                del self._gaps[0]
-        if not self._held or self._until == inf:
-            self._until = now
-        if now >= self._turn_at:
-            self._turn_at = now + self.W
+            self._pauses.append(pause)
+            if len(self._pauses) > PAUSES:
+                del self._pauses[0]
+        if not self._held or self._judge_at == inf:
+            self._judge_at = now
+        if now >= self._period_ends:
+            self._period_ends = now + PERIOD
             self._peak, self._next_peak = self._next_peak, 0
             self._rise, self._next_rise = self._next_rise, 0
-        if level > self._next_peak:
-            self._next_peak = level
-            if level > self._peak:
-                self._peak = level
-        low = self._low
-        if now >= self._low_at:
-            step = self._dial / self.STEPS
-            new = active if self.reuse else 0
-            if now >= self._low_at + self._dial:
-                low[:] = [new] * len(low)
-                self._low_at = now + step
-            else:
-                while now >= self._low_at:
-                    low.append(new)
-                    del low[0]
-                    self._low_at += step
-        if self.reuse:
-            if active < low[-1]:
-                low[-1] = active
-            rise = level - min(low)
-        else:
-            low[-1] += 1
-            rise = sum(low)
+        demand = active + 1
+        if demand > self._next_peak:
+            self._next_peak = demand
+            self._peak = max(self._peak, demand)
+        rise = self._risen(now, active)
         if rise > self._next_rise:
             self._next_rise = rise
-            if rise > self._rise:
-                self._rise = rise
+            self._rise = max(self._rise, rise)
 
     def target_idle(self, now: float, active: int, dial: float, lives: float) -> int:
         self._dial = dial
         self._lives = lives
-        if now >= self._until:
+        if now >= self._judge_at:
             self._judge(now)
         if not self._held:
             return self.warm_min
         idle = self._rise
         if self.reuse:
-            idle = self.IDLE(idle, self._peak - active, self._peak)
-        if idle < self.warm_min:
-            idle = self.warm_min
-        return idle if idle < self.warm_max else self.warm_max
+            idle = min(idle, self._peak - active + isqrt(self._peak))
+        return max(self.warm_min, min(idle, self.warm_max))
 
     def changes_at(self, now: float) -> float:
-        return self._until
+        return self._judge_at
+
+    def _risen(self, now: float, active: int) -> int:
+        """By how much demand has risen within the time of a dial, with the request that comes."""
+        low = self._low
+        if now >= self._step_ends:
+            begins_with = active if self.reuse else 0
+            if now >= self._step_ends + self._dial:
+                low[:] = [begins_with] * len(low)
+                self._step_ends = now + self._dial / STEPS
+            else:
+                while now >= self._step_ends:
+                    low.append(begins_with)
+                    del low[0]
+                    self._step_ends += self._dial / STEPS
+        if not self.reuse:
+            low[-1] += 1
+            return sum(low)
+        low[-1] = min(low[-1], active)
+        return active + 1 - min(low)
 
     def _judge(self, now: float) -> None:
-        self._held, self._until = True, self._last + self._grace
-        if now < self._until:
+        """Whether to hold, and until when that holds."""
+        self._held, self._judge_at = True, self._last + PAUSE
+        if now < self._judge_at:
             return
-        for start, end in self._windows():
-            if now < self._last + start:
-                self._held, self._until = False, self._last + start
+        for begins, ends in self._windows():
+            self._held = now >= self._last + begins
+            self._judge_at = self._last + (ends if self._held else begins)
+            if now < self._judge_at:
                 return
-            if now < self._last + end:
-                self._until = self._last + end
-                return
-        self._held, self._until = False, inf
+        self._held, self._judge_at = False, inf
 
-    FEW = 4
-    LATE = 2.0
-    def _windows(self):
-        L = self._lives
-        gaps = sorted(self._gaps)
-        total = len(gaps)
-        if total < self.FEW:
-            yield 0.0, min(self.CHURN * L, self.W)
+    def _windows(self) -> Iterator[tuple[float, float]]:
+        """Between which seconds after the last request the next one may come, in order."""
+        pauses = sorted(self._pauses)
+        if len(pauses) < FEW:
+            yield 0.0, min(CHURN * self._lives, PERIOD)
             return
-        i = 0
-        while i < total:
-            a = gaps[i]
-            j = i
-            while j + 1 < total and gaps[j + 1] <= self.NEAR * gaps[j] + min(L, 10.0):
-                j += 1
-            b = gaps[j]
-            w = min(L, 20) * self.SLACK + b / 2**total
-            start, end = a - (b - a) - w - 2 * self._dial, b + self.LATE * (b - a) + w
-            start = max(0.0, start)
-            cost = sum(min(g, end) - start for g in gaps[i:])
-            if cost <= self.CHURN * L * (j + 1 - i):
-                yield start, end
-            i = j + 1
+        near = min(self._lives, LONGEST_SLACK / 2)
+        slack = min(self._lives, LONGEST_SLACK) * SLACK
+        first = 0
+        while first < len(pauses):
+            last = first
+            while last + 1 < len(pauses) and pauses[last + 1] <= ALIKE * pauses[last] + near:
+                last += 1
+            width = pauses[last] - pauses[first]
+            # the fewer are known, the less they say about the longest there can be
+            more = slack + pauses[last] / 2 ** len(pauses)
+            begins = max(0.0, pauses[first] - width - more - 2 * self._dial)
+            ends = pauses[last] + 2 * width + more
+            held = sum(min(pause, ends) - begins for pause in pauses[first:])
+            if held <= CHURN * self._lives * (last - first + 1):
+                yield begins, ends
+            first = last + 1

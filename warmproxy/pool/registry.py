@@ -44,10 +44,15 @@ class Registry(Generic[C, W]):
         self._own: dict[Origin, OriginSettings] = {}
         """Settings of origins that are configured but not held warm."""
         for upstream in settings.upstream:
-            self._add(upstream.origin, upstream, *_sizing(upstream.warm, upstream), now)
+            self._add(
+                upstream.origin,
+                upstream,
+                *_sizing(upstream.warm, upstream, reuse=upstream.origin.scheme != "tcp"),
+                now,
+            )
             secure, warm = upstream.secure_origin, settings.tls_warm(upstream)
             if secure is not None and warm:
-                self._add(secure, upstream, *_sizing(warm, upstream), now)
+                self._add(secure, upstream, *_sizing(warm, upstream, reuse=True), now)
             elif secure is not None:
                 self._own[secure] = upstream
         self.configured = frozenset(self._pools)
@@ -74,7 +79,7 @@ class Registry(Generic[C, W]):
         pool = self._pools.get(origin)
         if pool is None:
             s = self._settings
-            auto = Auto(1, s.learn_warm)
+            auto = Auto(1, s.learn_warm, reuse=origin.scheme != "tcp")
             sizing = Learned(s.learn_requests, s.learn_window, s.learn_quiet, auto)
             pool = self._add(origin, self.settings_of(origin), sizing, s.learn_warm, now)
         else:
@@ -143,12 +148,12 @@ class Registry(Generic[C, W]):
         return pool
 
 
-def _sizing(warm: Warm, settings: OriginSettings) -> tuple[Sizing, int]:
+def _sizing(warm: Warm, settings: OriginSettings, *, reuse: bool) -> tuple[Sizing, int]:
     """What decides on an upstream's idle connections, and how many there may come to be."""
     if warm != "auto":
         return Fixed(warm), warm
     least, most = settings.warm_range
-    return Auto(least, most), most
+    return Auto(least, most, reuse=reuse), most
 
 
 def tallies(

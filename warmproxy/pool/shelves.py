@@ -5,10 +5,10 @@ handed out, the oldest age out. A connection is *due* when it should be replaced
 or its age, because its address has gone, because it is suspect. It stays on its shelf until its
 successor is there. A *stale* one has been idle for idle_timeout and goes if it is surplus.
 
-One connection of each kind that is due by its idle limit may stay open as the canary, on no shelf:
-its end says whether a learned limit is (still) true. Where none is known it goes ahead of the others,
-which are replaced before they are as old as anything was seen to get: what was opened together would
-be closed together.
+One connection of each kind that is due by its idle limit may stay open as the canary, on no
+shelf: its end says whether a learned limit is (still) true. Where none is known it goes ahead of
+the others, which are replaced before they are as old as anything was seen to get: what was opened
+together would be closed together.
 """
 
 from collections import Counter, OrderedDict
