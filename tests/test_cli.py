@@ -140,6 +140,23 @@ def test_a_credentials_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> 
     assert "secret" not in done.stdout
 
 
+def test_a_source_address_of_another_machine_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "w.toml").write_text(
+        '[defaults]\nsource_address = "203.0.113.7"\n'
+        '[[upstream]]\nurl = "http://a.example"\n'
+        '[[upstream]]\nurl = "http://b.example"\nsource_address = "127.0.0.1"\n'
+        '[[upstream]]\nurl = "http://c.example"\nsource_address = "198.51.100.7"\n'
+    )
+    for command in ("check", "run"):
+        done = warmproxy(command, "--config", "w.toml", cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == [
+            "w.toml:2: 'source_address' \"203.0.113.7\": this machine has no such address",
+            "w.toml:10: 'source_address' \"198.51.100.7\": this machine has no such address",
+            "warmproxy: 2 problems in the settings",
+        ]
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     command = f"{sys.executable} -m warmproxy check | head -1"
     done = subprocess.run(
@@ -184,6 +201,10 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
         ("status --watch x", "warmproxy status: argument --watch: must be seconds from 0.1 to"),
         ("status --wtach", "warmproxy status: unknown option '--wtach'; did you mean '--watch'?"),
         ("init a b", "warmproxy init: unknown argument 'b'"),
+        ("warm", "warmproxy warm: the following arguments are required: URL=N"),
+        ("warm https://h", "warmproxy warm: argument URL=N: must be URL=N or URL=N,tls=M, for"),
+        ("warm https://h=auto", "warmproxy warm: argument URL=N: must be URL=N or URL=N,tls=M"),
+        ("warm https://h=4 --for 25h", "warmproxy warm: argument --for: must be seconds, or like"),
         ("--grace 3", "warmproxy: "),
     ],
 )
@@ -336,8 +357,11 @@ def test_the_sample_lists_every_setting_with_meaning_and_default() -> None:
     live = tomllib.loads(re.sub(r"(?m)^#(?=[\w\[])", "", text))
     for setting in describe():
         assert setting.meaning in prose
-        where = live if not setting.table else live[setting.table]
-        value = (where[0] if isinstance(where, list) else where)[setting.name]
+        where = live
+        for name in filter(None, setting.table.split(".")):
+            found = where[name]
+            where = found[0] if isinstance(found, list) else found
+        value = where[setting.name]
         if setting.default is not None:
             assert value == tomllib.loads(f"v = {setting.default}")["v"]
     loaded = load(path="", text=re.sub(r"(?m)^#(?=[\w\[])", "", text), environ={}, flags={})

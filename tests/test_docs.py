@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from warmproxy import cli, log, service, state
+from warmproxy import cli, log, service, state, warming
 from warmproxy.admin import pages
 from warmproxy.loading import load
 from warmproxy.observe import CloseReason, Outcome
@@ -50,7 +50,7 @@ def test_each_admin_page_is_mentioned() -> None:
 
 
 def test_each_event_is_described() -> None:
-    source = "".join(map(inspect.getsource, (log, service, state)))
+    source = "".join(map(inspect.getsource, (log, service, state, warming)))
     events = set(re.findall(r'(?:\bevent|_limited)\(\s*"(\w+)"', source))
     assert len(events) >= 10
     assert {event for event in events if f"\n| `{event}` |" not in OPERATIONS} == set()

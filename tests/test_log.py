@@ -175,6 +175,17 @@ def test_each_event_of_an_origin_has_its_own_limit(stream: io.StringIO) -> None:
     assert (lines[1]["closes"], lines[2]["target_idle"]) == (9, 2)
 
 
+def test_harm_and_cost_are_said_as_often_as_they_come(stream: io.StringIO) -> None:
+    observer = LogObserver(clock=Clock())
+    observer.held_back(A, "it answered 503 to an idle connection", 600.0)
+    observer.held_back(A, "it answered 503 to an idle connection", 1200.0)
+    observer.costly(A, 0.6004, 1200.0)
+    first, second, cost = written(stream)
+    assert (first["event"], first["level"], first["seconds"]) == ("held_back", "warning", 600)
+    assert second["seconds"] == 1200
+    assert (cost["event"], cost["idle_limit"], cost["dials_per_minute"]) == ("churning", 0.6, 1200)
+
+
 def test_what_is_remembered_has_a_cap(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "REMEMBERED", 3)
     observer = LogObserver(clock=Clock())

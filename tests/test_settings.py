@@ -18,6 +18,7 @@ from warmproxy.settings import (
     Settings,
     UpstreamSettings,
     describe,
+    duration,
     parse_address,
     toml_value,
 )
@@ -93,10 +94,13 @@ def test_defaults_hold_for_each_upstream_that_does_not_say_otherwise() -> None:
 
 def test_every_effective_value_has_a_source() -> None:
     text = '[[upstream]]\nurl = "https://a.example"\n[[upstream]]\nurl = "https://b.example"\n'
+    text += '[[upstream.warm_at]]\nat = "0 9 * * *"\ncount = 3\nfor = "1h"\n'
     text += '[[gateway]]\nlisten = "127.0.0.1:9001"\nupstream = "https://a.example"\n'
     expected = {n for n in Settings.__struct_fields__ if n not in NESTED}
     expected |= {f"defaults.{n}" for n in OriginSettings.__struct_fields__}
-    expected |= {f"upstream[{i}].{n}" for i in (0, 1) for n in UpstreamSettings.__struct_fields__}
+    of_upstream = {n for n in UpstreamSettings.__struct_fields__ if n != "warm_at"}
+    expected |= {f"upstream[{i}].{n}" for i in (0, 1) for n in of_upstream}
+    expected |= {f"upstream[1].warm_at[0].{n}" for n in ("at", "count", "tls", "for")}
     expected |= {f"gateway[0].{n}" for n in GatewaySettings.__struct_fields__}
     assert set(loaded(text).sources) == expected
 
@@ -187,6 +191,81 @@ def test_warm_flags_add_upstreams_and_override_the_count_of_known_ones() -> None
     assert sources["upstream[3].warm"] == "default"
 
 
+def test_warm_auto_by_file_flag_and_variable() -> None:
+    text = """
+    [defaults]
+    warm_min = 2
+    [[upstream]]
+    url = "https://a.example"
+    warm = "auto"
+    tls = "auto"
+    max_connections = 7
+    [[upstream]]
+    url = "https://d.example"
+    warm = 3
+    """
+    environ = {"WARMPROXY_WARM": "https://b.example=auto,tls=4 http://c.example=auto"}
+    settings = loaded(text, environ, warm=["https://d.example=auto"]).settings
+    found = [(u.warm, settings.tls_warm(u), u.warm_range) for u in settings.upstream]
+    assert found == [
+        ("auto", "auto", (2, 7)),
+        ("auto", 0, (2, 10)),
+        ("auto", 4, (2, 10)),
+        ("auto", 0, (2, 10)),
+    ]
+
+
+def test_a_flag_may_stand_in_for_auto_without_a_word_about_the_limits_of_that() -> None:
+    text = '[[upstream]]\nurl = "https://a.example"\nwarm = "auto"\nwarm_max = 4\n'
+    (upstream,) = loaded(text, warm=["https://a.example=2"]).settings.upstream
+    assert upstream.warm == 2
+
+
+def test_windows_in_either_form_of_toml() -> None:
+    text = """
+    [defaults]
+    timezone = "Europe/Berlin"
+    [[upstream]]
+    url = "https://a.example"
+    warm_at = [{ at = "55 8 * * mon-fri", count = 20, for = "15m" },
+        { at = "0 0 1 * *", count = 0, tls = 5, for = 2.5 }]
+    [[upstream]]
+    url = "http://b.example"
+    timezone = ""
+    [[upstream.warm_at]]
+    at = "*/10 * * * * *"
+    count = 3
+    for = "2h"
+    """
+    result = loaded(text)
+    a, b = result.settings.upstream
+    found = [(w.at, w.count, w.tls, w.seconds) for w in (*a.warm_at, *b.warm_at)]
+    assert found == [
+        ("55 8 * * mon-fri", 20, 0, 900.0),
+        ("0 0 1 * *", 0, 5, 2.5),
+        ("*/10 * * * * *", 3, 0, 7200.0),
+    ]
+    assert (a.timezone, b.timezone) == ("Europe/Berlin", "")
+    assert result.sources["upstream[0].warm_at[1].tls"] == "w.toml:7"
+    assert result.sources["upstream[1].warm_at[0].at"] == "w.toml:12"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("900", 900), ("0.5", 0.5), ("90s", 90), ("1.5m", 90), ("24h", 86400), (3.5, 3.5)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0m", "-1", "15 m", "15M", "1d", "24.1h", "90000", "1e3", "\u0661m", "9" * 99]
+)
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError):
+        duration(text)
+
+
 def test_warm_without_a_count_leaves_the_count_of_a_known_upstream_alone() -> None:
     text = '[[upstream]]\nurl = "https://a.example"\nwarm = 7\n'
     (upstream,) = loaded(text, warm=["https://a.example"]).settings.upstream
@@ -223,10 +302,11 @@ def test_every_problem_is_reported_at_once_file_first_then_environment_then_flag
     )
     assert found == [
         "w.toml:1: unknown key \"grac\"; did you mean 'grace'?",
-        "w.toml:4: 'warm' must be a whole number >= 0, not \"four\"",
+        'w.toml:4: \'warm\' must be a whole number >= 0 or "auto", not "four"',
         'WARMPROXY_GRACE: must be a number >= 0, not "soon"',
         "WARMPROXY_LISTENS: unknown variable; did you mean 'WARMPROXY_LISTEN'?",
-        "--warm 'https://b.example=x': must be URL=N or URL=N,tls=M, whole numbers >= 0, not \"x\"",
+        "--warm 'https://b.example=x': must be URL=N or URL=N,tls=M, whole numbers >= 0 or auto, "
+        'not "x"',
         '--grace: must be a number >= 0, not "late"',
     ]
 
@@ -275,12 +355,16 @@ def test_what_is_said_about_a_variable(variable: str, value: str, problem: str) 
     assert problems(None, {f"WARMPROXY_{variable}": value}) == [f"WARMPROXY_{variable}: {problem}"]
 
 
+A_WARM_FLAG = "must be URL=N or URL=N,tls=M, whole numbers >= 0 or auto"
+
+
 @pytest.mark.parametrize(
     ("flag", "problem"),
     [
         ("api.example.com=4", "'api.example.com' must begin with http:// or https://"),
-        ("https://a.example=-1", 'must be URL=N or URL=N,tls=M, whole numbers >= 0, not "-1"'),
-        ("https://a.example=", 'must be URL=N or URL=N,tls=M, whole numbers >= 0, not ""'),
+        ("https://a.example=-1", f'{A_WARM_FLAG}, not "-1"'),
+        ("https://a.example=", f'{A_WARM_FLAG}, not ""'),
+        ("https://a.example=4,tls=aut", f'{A_WARM_FLAG}, not "aut"'),
         ("http://a.example=4,tls=2", "'tls' is for https:// urls"),
         ("=4", "'' must begin with http:// or https://"),
     ],
@@ -391,6 +475,41 @@ def test_upgrade_and_gateway_make_warm_count_for_tls_too() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "more", "problem"),
+    [
+        (
+            "http://a",
+            'prime = "/healthz"',
+            '\'prime\': "/healthz" has no method; did you mean "HEAD',
+        ),
+        ("http://a", 'prime = "POST /x"', "'prime': \"POST /x\" must begin with GET, HEAD or"),
+        ("http://a", 'prime = "head /x"', "'prime': \"head /x\" must begin with GET, HEAD or"),
+        ("http://a", 'prime = "GET"', "'prime': \"GET\" must name a path"),
+        ("http://a", 'prime = "GET *"', "'prime': \"GET *\" must name a path"),
+        ("http://a", 'prime = "GET /a b"', "'prime': \"GET /a b\" must name a path"),
+        ("http://a", 'prime = "GET /a#b"', "'prime': \"GET /a#b\" must name a path"),
+        ("http://a", 'prime = "GET /\\r\\nA: b"', "must name a path"),
+        ("http://a", "prime_every = -1", "'prime_every' must be a number >= 0, not -1"),
+        ("https://a", 'prime = "HEAD /"', "'prime' needs connections that HTTP is spoken on"),
+    ],
+)
+def test_a_prime_that_cannot_be_is_told_with_its_line(url: str, more: str, problem: str) -> None:
+    (line,) = problems(f'[[upstream]]\nurl = "{url}"\n{more}\n')
+    assert line.startswith("w.toml:3: ")
+    assert problem in line
+
+
+def test_a_prime_is_a_safe_method_and_a_path_where_http_is_spoken() -> None:
+    for request in ("", "HEAD /healthz", "GET /a?b=%20c", "OPTIONS *", "OPTIONS /"):
+        text = f'[[upstream]]\nurl = "http://a"\nprime = "{request}"\n'
+        assert loaded(text).settings.upstream[0].prime == request
+    text = '[[upstream]]\nurl = "https://a"\nprime = "HEAD /"\n'
+    gateway = '[[gateway]]\nlisten = "127.0.0.1:1"\nupstream = "https://a"\n'
+    for more in ("tls = 1", "upgrade = true", gateway):
+        assert loaded(text + more).settings.upstream[0].prime == "HEAD /"
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("gateway = 1", "w.toml:1: 'gateway' must be written [[gateway]], one per port"),
@@ -415,7 +534,9 @@ def test_every_setting_is_described_once() -> None:
     expected += [f"defaults.{n}" for n in OriginSettings.__struct_fields__]
     ordered = list(expected)
     of_all = set(OriginSettings.__struct_fields__)
+    of_all |= {"warm_at"}
     expected += [f"upstream.{n}" for n in UpstreamSettings.__struct_fields__ if n not in of_all]
+    expected += [f"upstream.warm_at.{n}" for n in ("at", "count", "tls", "for")]
     expected += [f"gateway.{n}" for n in GatewaySettings.__struct_fields__]
     assert sorted(described) == sorted(expected)
     assert described[: len(ordered)] == ordered
@@ -423,7 +544,8 @@ def test_every_setting_is_described_once() -> None:
         assert setting.meaning
         assert setting.type
         required = ("upstream.url", "gateway.listen", "gateway.upstream")
-        assert (setting.default is None) == (setting.key in required)
+        of_window = [f"upstream.warm_at.{n}" for n in ("at", "count", "for")]
+        assert (setting.default is None) == (setting.key in (*required, *of_window))
 
 
 def test_descriptions_name_types_in_words() -> None:
@@ -431,7 +553,8 @@ def test_descriptions_name_types_in_words() -> None:
     assert words["listen"] == "a list of strings"
     assert words["grace"] == "a number >= 0"
     assert words["learn_window"] == "a number > 0"
-    assert words["upstream.warm"] == "a whole number >= 0"
+    assert words["upstream.warm"] == 'a whole number >= 0 or "auto"'
+    assert words["upstream.warm_at.for"] == 'a number > 0 or a string such as "15m"'
     assert words["access_log"] == "true or false"
     assert words["log_format"] == '"auto", "json" or "text"'
 
@@ -647,6 +770,8 @@ lines_of_config = st.one_of(
     st.tuples(st.sampled_from(["url", "listen"]), st.just(" = "), basic).map("".join),
     words.map(lambda word: f"url = {toml_value('https://' + word)}"),
     words.map(lambda word: f"listen = [{toml_value(word + ':80')}]"),
+    st.sampled_from(["[[upstream.warm_at]]", 'at = "* * * * *"', "count = 3", 'for = "1m"']),
+    st.sampled_from(['warm = "auto"', "warm_max = 1", 'timezone = "CET"']),
     st.sampled_from(["warm = 3", "max_connections = 2", 'url = "https://a"', 'admin = ""']),
 )
 

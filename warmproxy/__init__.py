@@ -8,15 +8,18 @@ Floors. A module imports only from floors below its own, or from earlier modules
     clients        adapters for other programs' HTTP libraries; imports nothing of the daemon
     4  service     listens, sweeps, drains; wiring makes the parts that it puts together
        state       learned idle limits -> a file, over a restart
-       admin       /metrics /healthz /readyz /pools
+       warming     holds more for a while: windows of the settings, POST /warm
+       admin       /metrics /healthz /readyz /pools /warm
        metrics     tallies -> Prometheus
        log         one line per event
-    3  net         asyncio lives here: client, housekeeper, dialer, resolver, upstream, tunnel, tls
+    3  net         asyncio lives here: client, prime, housekeeper, dialer, resolver, upstream,
+                   tunnel, tls
     2  pool        which connections there are and should be: OriginPool, Registry   (no HTTP)
        protocol    bytes -> heads, framing, targets; Exchange: events in, actions out (no sockets)
-    1  policy      pure judgement: sizing, retire, learn, backoff, retry, access
+    1  policy      pure judgement: sizing, schedule, retire, learn, backoff, retry, priming, guard,
+                   access
     0  loading     flag > environment > file > default, every problem at once
-       settings, observe, errors, origin, toml_lines: the vocabulary
+       settings, observe, errors, origin, cron, toml_lines: the vocabulary
 
 Floors 0-2 know no loop, socket, clock or chance: time is an argument, randomness too.
 

@@ -18,10 +18,20 @@ from typing import NoReturn
 from warmproxy import __version__
 from warmproxy.errors import ConfigError, StartError
 from warmproxy.loading import Loaded, load
-from warmproxy.settings import SETTINGS_ENV_PREFIX, Settings, describe, parse_address, toml_value
+from warmproxy.net.source import why_not
+from warmproxy.settings import (
+    SETTINGS_ENV_PREFIX,
+    Settings,
+    describe,
+    duration,
+    parse_address,
+    toml_value,
+)
 from warmproxy.tools.env import env
 from warmproxy.tools.healthcheck import authority, healthcheck
 from warmproxy.tools.status import status
+from warmproxy.tools.warm import Burst, warm
+from warmproxy.tools.warm import parse as parse_burst
 
 DEFAULT_CONFIG = "config/warmproxy.toml"
 CONFIG_VARIABLE = f"{SETTINGS_ENV_PREFIX}CONFIG"
@@ -60,7 +70,7 @@ def _command(argv: Sequence[str]) -> int:
         case "run":
             return _run(args)
         case "check":
-            loaded = _load(args, _unreadable)
+            loaded = _load(args, _missing)
             print(_listing(loaded, _config_path(args)), end="")
             return 0
         case "status":
@@ -80,6 +90,8 @@ def _command(argv: Sequence[str]) -> int:
             return _bench(args)
         case "doctor":
             return _doctor(args)
+        case "warm":
+            return warm(_admin(args), args.bursts, length=args.length, wait=args.wait)
         case _:
             return _init(Path(args.path))
 
@@ -87,7 +99,7 @@ def _command(argv: Sequence[str]) -> int:
 def _run(args: argparse.Namespace) -> int:
     # A stop that comes before the service has its own handlers is a stop all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    settings = _load(args, _unreadable).settings
+    settings = _load(args, _missing).settings
     # Here and not above: what the service imports takes far longer than all that a health check
     # does, and that one runs every few seconds.
     from warmproxy.service import run
@@ -110,7 +122,7 @@ def _exec(args: argparse.Namespace) -> int:
         return execute_with(args.argv, proxy=proxy, admin=admin, wait=args.wait)
     if there and not own and is_warmproxy(there):
         return execute_with(args.argv, proxy=there, admin=None, wait=args.wait)
-    _load(args, _unreadable)
+    _load(args, _missing)
     flags = [f"--warm={warm}" for warm in args.warm or ()]
     if args.config:
         flags += ["--config", args.config]
@@ -188,15 +200,26 @@ def _read(path: str) -> str:
     return Path(path).read_bytes().decode("utf-8-sig")
 
 
-def _unreadable(loaded: Loaded) -> Iterator[str]:
-    """`check` and `run` must agree, so a file that `run` needs is looked at here."""
-    path = loaded.settings.credentials_file
+def _missing(loaded: Loaded) -> Iterator[str]:
+    """`check` and `run` must agree, so what `run` needs of the machine is looked at here."""
+    settings = loaded.settings
+    path = settings.credentials_file
     if path:
         try:
             open(path, "rb").close()
         except OSError as error:
             source = loaded.sources["credentials_file"]
             yield f"{source}: 'credentials_file' {toml_value(path)}: {error.strerror}"
+    tables = {"defaults": settings.defaults}
+    tables |= {f"upstream[{i}]": upstream for i, upstream in enumerate(settings.upstream)}
+    wanted = {
+        (loaded.sources[f"{name}.source_address"], table.source_address): None
+        for name, table in tables.items()
+        if table.source_address
+    }
+    for source, address in wanted:
+        if (why := why_not(address)) is not None:
+            yield f"{source}: 'source_address' {toml_value(address)}: {why}"
 
 
 def _admin(args: argparse.Namespace) -> tuple[str, int]:
@@ -239,7 +262,7 @@ def _at(settings: Settings, key: str) -> object:
     """The value that a dotted key means."""
     found: object = settings
     for name, index in re.findall(r"(\w+)(?:\[(\d+)\])?", key):
-        found = getattr(found, name)
+        found = getattr(found, "length" if name == "for" else name)  # a keyword names no attribute
         if index:
             assert isinstance(found, tuple)
             found = found[int(index)]
@@ -275,6 +298,11 @@ _ABOUT_TABLES = {
         "# can stand here too.",
         "#[[upstream]]",
     ),
+    "upstream.warm_at": (
+        "# One table for each window of time in which more is held for the [[upstream]] above; or",
+        '# all of them there: warm_at = [{ at = "55 8 * * mon-fri", count = 20, for = "15m" }].',
+        "#[[upstream.warm_at]]",
+    ),
     "gateway": (
         "# One table for each port that stands for one upstream.",
         "#[[gateway]]",
@@ -282,6 +310,9 @@ _ABOUT_TABLES = {
 }
 _EXAMPLES = {
     "upstream.url": '"https://api.example.com"',
+    "upstream.warm_at.at": '"55 8 * * mon-fri"',
+    "upstream.warm_at.count": "20",
+    "upstream.warm_at.for": '"15m"',
     "gateway.listen": '"127.0.0.1:9001"',
     "gateway.upstream": '"https://api.example.com"',
 }
@@ -315,7 +346,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see '{self.prog} --help')\n")
 
 
-COMMANDS = ("run", "check", "status", "healthcheck", "init", "exec", "env", "bench", "doctor")
+COMMANDS = (
+    *("run", "check", "status", "healthcheck", "init"),
+    *("exec", "env", "bench", "doctor", "warm"),
+)
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -350,10 +384,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "env": command("env", "print the lines that send a shell's programs to the proxy"),
         "bench": command("bench", "measure what each way to a URL costs"),
         "doctor": command("doctor", "find out how an origin treats idle connections"),
+        "warm": command("warm", "have the running proxy hold more connections for a while"),
     }
     for name in ("run", "check"):
         _add_settings(by_name[name])
-    for name in ("status", "healthcheck"):
+    for name in ("status", "healthcheck", "warm"):
         add = by_name[name].add_argument
         add("--admin", metavar="HOST:PORT", help="where the proxy's admin listener is")
         add("--config", metavar="FILE", help="the proxy's settings file, for its admin address")
@@ -405,7 +440,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--warm",
         metavar="URL=N",
         action="append",
-        help="hold N connections to URL open; may be repeated",
+        help="hold N connections to URL open, or as many as are called for: auto; may be repeated",
     )
     add(
         "--allow-client",
@@ -464,6 +499,25 @@ def _add_tools(by_name: dict[str, argparse.ArgumentParser]) -> None:
         help="how long to watch idle connections at most (125); Ctrl-C ends it sooner",
     )
 
+    add = by_name["warm"].add_argument
+    add("bursts", metavar="URL=N", type=_burst, nargs="+", help="(https: N,tls=M with TLS done)")
+    add(
+        "--for",
+        metavar="TIME",
+        dest="length",
+        type=_duration,
+        default="15m",
+        help="for so long: 90s, 15m, 2h (15m)",
+    )
+    add(
+        "--wait",
+        metavar="SECONDS",
+        nargs="?",
+        type=_interval,
+        const=10.0,
+        help="until all are warm, or so long (10), and then exit with 1",
+    )
+
 
 def _at_dashes(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """What comes before and after the first `--`."""
@@ -478,6 +532,21 @@ def _url(text: str) -> object:
         return parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _burst(text: str) -> Burst:
+    try:
+        return parse_burst(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _duration(text: str) -> str:
+    try:
+        duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _count(text: str) -> int:

@@ -93,6 +93,8 @@ class DialError(WarmproxyError):
     status = 502
     token = "connection_refused"
     result = "error"
+    silent: tuple[str, ...] = ()
+    """Addresses that were tried and gave no answer at all."""
 
 
 class DialRefused(DialError):

@@ -7,10 +7,11 @@ line. What depends on the environment (`state_file` auto) is settled here too.
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from warmproxy.cron import Cron, zone
 from warmproxy.errors import ConfigError
 from warmproxy.origin import Origin, origin_of_url
 from warmproxy.settings import (
@@ -21,18 +22,25 @@ from warmproxy.settings import (
     TABLES,
     TOP,
     UPSTREAM,
+    WINDOW,
     Field,
     GatewaySettings,
     OriginSettings,
     Settings,
     UpstreamSettings,
+    WindowSettings,
     check_host_pattern,
     check_network,
+    check_source,
     describe,
+    duration,
     is_loopback,
     parse_address,
+    parse_prime,
     shown,
+    split_warm,
     variable_of,
+    window_of,
     without_password,
 )
 from warmproxy.toml_lines import BadToml, Path, read_toml
@@ -96,6 +104,8 @@ class _Loader:
         self.origins: dict[int, Origin] = {}
         """index of the upstream -> its origin"""
         self.upstreams = 0
+        self.windows: dict[int, int] = {}
+        """index of the upstream -> how many its warm_at has"""
         self.gateways = 0
         self.elements: dict[str, list[_Place]] = {}
         """key of a list in the file -> where each of its elements is"""
@@ -139,8 +149,8 @@ class _Loader:
         return self.at_line(self.lines[path])
 
     def read_table(self, path: Path, given: Mapping[str, object]) -> None:
-        """Each key of a table; `path` is (), ("defaults",) or ("upstream", index)."""
-        table = str(path[0]) if path else ""
+        """Each key of a table; `path` is (), ("defaults",), ("upstream", index) and so on."""
+        table = ".".join(part for part in path if isinstance(part, str))
         for name, value in given.items():
             place = self.in_file(*path, name)
             if name in TABLES[table] and not (table == "" and name in NESTED):
@@ -157,7 +167,9 @@ class _Loader:
     def read_upstream(self, index: int, given: Mapping[str, object]) -> None:
         self.upstreams = index + 1
         path: Path = ("upstream", index)
-        self.read_table(path, given)
+        self.read_table(path, {name: given[name] for name in given if name != "warm_at"})
+        if "warm_at" in given:
+            self.read_windows(index, given["warm_at"])
         key = _key(*path, "url")
         if "url" not in given:
             self.problem(self.in_file(*path), "this [[upstream]] has no 'url'")
@@ -172,6 +184,20 @@ class _Loader:
                 return
         if origin is not None:
             self.origins[index] = origin
+
+    def read_windows(self, index: int, given: object) -> None:
+        path: Path = ("upstream", index, "warm_at")
+        if not isinstance(given, list) or not all(isinstance(table, dict) for table in given):
+            what = "'warm_at' must be a list of windows, each like " + _A_WINDOW
+            self.problem(self.in_file(*path), what)
+            return
+        self.windows[index] = len(given)
+        for i, table in enumerate(given):
+            self.read_table((*path, i), table)
+            missing = [f"'{name}'" for name in ("at", "count", "for") if name not in table]
+            if missing:
+                what = f"this window has no {', '.join(missing)}; write it like {_A_WINDOW}"
+                self.problem(self.in_file(*path, i), what)
 
     def read_gateway(self, index: int, given: Mapping[str, object]) -> None:
         self.gateways = index + 1
@@ -222,17 +248,12 @@ class _Loader:
         """`URL=N` or `URL`. A URL that is an upstream already gets its `warm` from here."""
         quoted = _one_line(without_password(text))[:200]
         place = place._replace(prefix=f"{place.prefix} '{quoted}'")
-        counts: dict[str, str] = {}
-        rest = text
-        for name, before in (("tls", ",tls="), ("warm", "=")):
-            rest_before, found, count = rest.rpartition(before)
-            if found:
-                rest, counts[name] = rest_before, count
-        origin = self.origin_of(rest, place)
+        url, counts = split_warm(text)
+        origin = self.origin_of(url, place)
         for count in counts.values():
-            if not re.fullmatch("[0-9]{1,9}", count):
-                what = f"must be URL=N or URL=N,tls=M, whole numbers >= 0, not {shown(count)}"
-                self.problem(place, what)
+            if not re.fullmatch("[0-9]{1,9}|auto", count):
+                what = "must be URL=N or URL=N,tls=M, whole numbers >= 0 or auto, not "
+                self.problem(place, what + shown(count))
                 return
         if origin is None:
             return
@@ -243,9 +264,10 @@ class _Loader:
         if index == self.upstreams:
             self.upstreams += 1
             self.origins[index] = origin
-            self.put(f"upstream[{index}].url", rest, place)
+            self.put(f"upstream[{index}].url", url, place)
         for name, count in counts.items():
-            self.put(f"upstream[{index}].{name}", int(count), place)
+            value = count if count == "auto" else int(count)
+            self.put(f"upstream[{index}].{name}", value, place)
 
     # one value
 
@@ -369,25 +391,74 @@ class _Loader:
                 except ValueError as error:
                     self.about(key, place, str(error))
 
+    def check_windows(self) -> None:
+        """Time zones, and of each window `at` and `for`."""
+        for key in ("defaults", *(f"upstream[{i}]" for i in range(self.upstreams))):
+            self.judge(f"{key}.timezone", zone)
+        for index, count in self.windows.items():
+            for i in range(count):
+                self.judge(f"upstream[{index}].warm_at[{i}].at", Cron)
+                self.judge(f"upstream[{index}].warm_at[{i}].for", duration)
+
+    def judge(self, key: str, check: Callable[[Any], object]) -> None:
+        """Say what `check` raises about the value, if it was given and is of the right type."""
+        if key in self.values:
+            value, place = self.value(key)
+            try:
+                check(value)
+            except ValueError as error:
+                self.about(key, place, f"{shown(value)} {error}")
+
+    def check_sources(self) -> None:
+        upstreams = [_key("upstream", i) for i in range(self.upstreams)]
+        for key in (f"{table}.source_address" for table in ("defaults", *upstreams)):
+            if key in self.values:
+                try:
+                    check_source(self.values[key])
+                except ValueError as error:
+                    self.about(key, self.places[key], str(error))
+
+    def check_primes(self) -> None:
+        gateways = [self.values.get(_key("gateway", i, "upstream")) for i in range(self.gateways)]
+        for i, origin in self.origins.items():
+            key = f"upstream[{i}].prime"
+            text, place = self.value(key)
+            if not text:
+                continue
+            try:
+                parse_prime(text)
+            except ValueError as error:
+                self.about(key, place, str(error))
+                continue
+            speaks = [f"upstream[{i}].{name}" for name in ("tls", "upgrade")]
+            if origin.scheme == "http" or not self.sound(*speaks):
+                continue
+            by_gateway = any(url and _origin(url) == origin for url in gateways)
+            if not (by_gateway or any(self.value(name)[0] for name in speaks)):
+                what = f"needs connections that HTTP is spoken on, and those to {_name(origin)}"
+                self.about(key, place, f"{what} are raw, for tunnels; set 'tls', or 'upgrade'")
+
     def check_counts(self) -> None:
         total = 0
         last = _BY_DEFAULT
         for i, origin in self.origins.items():
-            keys = (f"upstream[{i}].warm", f"upstream[{i}].max_connections")
-            if not self.sound(*keys, "defaults.max_connections"):
+            of_all = {"warm_min", "warm_max", "max_connections"}
+            if not self.sound(*(_key("defaults", name) for name in of_all)):
                 return
-            (warm, place), (most, most_place) = map(self.value, keys)
-            total += warm
+            if not self.sound(*(_key("upstream", i, name) for name in (*of_all, "warm", "tls"))):
+                return
+            self.check_auto(i, origin)
+            for name in ("warm", "tls"):
+                if self.value(_key("upstream", i, name))[0] != "auto":
+                    self.compare(i, name, "max_connections", origin)
+            for j in range(self.windows.get(i, 0)):
+                for name in ("count", "tls"):
+                    name = _key("warm_at", j, name)
+                    if _key("upstream", i, name) in self.values:
+                        self.compare(i, name, "max_connections", origin)
+            warm, place = self.value(_key("upstream", i, "warm"))
+            total += self.value(_key("upstream", i, "warm_min"))[0] if warm == "auto" else warm
             last = self.places[f"upstream[{i}].url"] if place is _BY_DEFAULT else place
-            if warm <= most:
-                continue
-            if place is not _BY_DEFAULT:
-                where = " by default" if most_place is _BY_DEFAULT else f" ({most_place.source})"
-                what = f"is {warm}, more than the {most} of 'max_connections'{where}"
-                self.about("warm", place, what)
-            else:
-                what = f"is {most}, less than 'warm' ({warm} by default) of {_name(origin)}"
-                self.about("max_connections", most_place, what)
         most, place = self.value("max_connections")
         if total <= most or not self.sound("max_connections"):
             return
@@ -398,9 +469,40 @@ class _Loader:
             what = f"all upstreams' 'warm' add up to {total}, more than the {most} of "
             self.problem(last, what + "'max_connections'; set that at the top level")
 
+    def check_auto(self, i: int, origin: Origin) -> None:
+        """warm_min <= warm_max <= max_connections; and both only where they mean something."""
+        warm, place = self.value(_key("upstream", i, "warm"))
+        if "auto" in (warm, self.value(_key("upstream", i, "tls"))[0]):
+            self.compare(i, "warm_min", "warm_max", origin)
+            by_default = self.value(_key("upstream", i, "warm_max"))[1] is _BY_DEFAULT
+            self.compare(i, "warm_min" if by_default else "warm_max", "max_connections", origin)
+            return
+        for name in ("warm_min", "warm_max"):
+            own = self.places.get(_key("upstream", i, name))
+            if own is not None and place.rank == 0:  # a flag may take the place of auto for a while
+                where = " by default" if place is _BY_DEFAULT else ""
+                self.about(name, own, f"is for warm = \"auto\", and here 'warm' is {warm}{where}")
+
+    def compare(self, i: int, less: str, most: str, origin: Origin) -> None:
+        """Say so where one of an upstream's numbers is more than another that bounds it."""
+        (count, place), (bound, its_place) = (
+            self.value(_key("upstream", i, name)) for name in (less, most)
+        )
+        if count <= bound:
+            return
+        if place is not _BY_DEFAULT:
+            where = " by default" if its_place is _BY_DEFAULT else f" ({its_place.source})"
+            self.about(less, place, f"is {count}, more than the {bound} of '{most}'{where}")
+        else:
+            what = f"is {bound}, less than '{less}' ({count} by default) of {_name(origin)}"
+            self.about(most, its_place, what)
+
     def finish(self) -> Loaded:
         self.check_addresses()
         self.check_networks()
+        self.check_windows()
+        self.check_sources()
+        self.check_primes()
         self.check_counts()
         if self.problems:
             self.problems.sort(key=lambda problem: problem[:2])
@@ -419,8 +521,15 @@ class _Loader:
             top["state_file"] = self.auto_state_file
         defaults = OriginSettings(**table(("defaults",), DEFAULTS))
         order = list(dict.fromkeys(["url", "warm", *UPSTREAM]))  # as people write them
+        order.remove("warm_at")
+
+        def windows(i: int) -> tuple[WindowSettings, ...]:
+            paths = [("upstream", i, "warm_at", j) for j in range(self.windows.get(i, 0))]
+            return tuple(window_of(table(path, WINDOW)) for path in paths)
+
         upstream = [
-            UpstreamSettings(**table(("upstream", i), order)) for i in range(self.upstreams)
+            UpstreamSettings(**table(("upstream", i), order), warm_at=windows(i))
+            for i in range(self.upstreams)
         ]
         gateway = [GatewaySettings(**table(("gateway", i), GATEWAY)) for i in range(self.gateways)]
         settings = Settings(
@@ -431,6 +540,7 @@ class _Loader:
 
 # ── words for people ─────────────────────────────────────────────────────────────────────────
 
+_A_WINDOW = '{ at = "55 8 * * mon-fri", count = 20, for = "15m" }'
 _FLAGS = {"allow_clients": "allow_client"}  # the flag is repeated, so it names one
 _NOT_SETTINGS = frozenset({f"{SETTINGS_ENV_PREFIX}CONFIG"})
 # Kubernetes puts these into every pod once a Service is called "warmproxy": not meant for us, and
@@ -443,6 +553,7 @@ _PLACES = {
     "": "at the top level",
     "defaults": "in [defaults]",
     "upstream": "in [[upstream]]",
+    "upstream.warm_at": "in warm_at",
     "gateway": "in [[gateway]]",
 }
 
@@ -522,7 +633,14 @@ def _key(*path: str | int) -> str:
 
 def _field(key: str) -> Field:
     table, _, name = key.rpartition(".")
-    return TABLES[table.partition("[")[0]][name]
+    return TABLES[re.sub(r"\[\d+\]", "", table)][name]
+
+
+def _origin(url: str) -> Origin | None:
+    try:
+        return origin_of_url(url)
+    except ValueError:
+        return None  # said where it stands
 
 
 def _name(origin: Origin) -> str:

@@ -90,8 +90,24 @@ class LogObserver(Observer):
     def churning(self, origin: Origin, closes: int, retry_in: float) -> None:
         self._limited("churning", origin, closes=closes, retry_in=round(retry_in, 3))
 
+    def costly(self, origin: Origin, limit: float, dials: float) -> None:
+        fields = {"idle_limit": round(limit, 3), "dials_per_minute": round(dials)}
+        event("churning", level="warning", origin=str(origin), **fields)
+
     def held_back(self, origin: Origin, why: str, seconds: float) -> None:
         event("held_back", level="warning", origin=str(origin), reason=why, seconds=round(seconds))
+
+    def prime_failed(self, origin: Origin, why: str, survived: bool) -> None:
+        event("prime_failed", level="warning", origin=str(origin), reason=why, survived=survived)
+
+    def prime_given_up(self, origin: Origin, why: str, seconds: float) -> None:
+        event(
+            "prime_given_up",
+            level="warning",
+            origin=str(origin),
+            reason=why,
+            retry_in=round(seconds),
+        )
 
     def learned(self, origin: Origin, target_idle: int) -> None:
         self._limited("learned", origin, level="info", target_idle=target_idle)

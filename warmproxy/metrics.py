@@ -175,6 +175,12 @@ def _counters(sample: Sample) -> Iterator[Metric]:
     yield labelled(
         "warmproxy_retries", "Requests sent a second time", "reason", "retries", ("stale",)
     )
+    yield labelled(
+        "warmproxy_primes",
+        "Requests of our own that keep connections in use, by result",
+        "result",
+        "primes",
+    )
     yield plain(
         "warmproxy_connect_seconds_saved",
         "Dial time of the connections that were handed out warm",

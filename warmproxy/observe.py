@@ -81,6 +81,7 @@ class Tally:
         "dials_wasted",
         "first_byte",
         "idle_socket_seconds",
+        "primes",
         "redial_gap",
         "requests",
         "retries",
@@ -115,6 +116,8 @@ class Tally:
         """from the request's head to the first byte of the response"""
         self.retries: defaultdict[str, int] = defaultdict(int)
         """by why: stale (a used connection died under an idempotent request)"""
+        self.primes: defaultdict[str, int] = defaultdict(int)
+        """requests of our own, by class of status code, or why the connection was lost by it"""
         self.tunnels = 0
         """opened since start"""
         self.tunnel_bytes_up = 0
@@ -148,8 +151,19 @@ class Observer:
     def churning(self, origin: Origin, closes: int, retry_in: float) -> None:
         """The upstream keeps closing connections right after they were opened."""
 
+    def costly(self, origin: Origin, limit: float, dials: float) -> None:
+        """The upstream closes idle connections after `limit` seconds: to keep them warm takes as
+        many `dials` a minute."""
+
     def held_back(self, origin: Origin, why: str, seconds: float) -> None:
         """Idle connections do the origin harm: it has none for so long."""
+
+    def prime_failed(self, origin: Origin, why: str, survived: bool) -> None:
+        """A request of our own was refused, or (not `survived`) cost its connection; each `why`
+        once."""
+
+    def prime_given_up(self, origin: Origin, why: str, seconds: float) -> None:
+        """No connection survives a request of our own: for so long none is sent."""
 
     def learned(self, origin: Origin, target_idle: int) -> None:
         """An origin that is not configured is warmed from now on, or (0) no longer."""

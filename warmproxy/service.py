@@ -13,19 +13,22 @@ from math import inf
 import uvloop
 
 from warmproxy import __version__, log, wiring
-from warmproxy.admin.pages import Readiness, View, respond
+from warmproxy.admin.pages import Readiness, View, respond, submit
 from warmproxy.admin.server import AdminConnection, AdminHosts
 from warmproxy.metrics import Exposition, Gauges, Sample
+from warmproxy.net.changes import NetworkChanges, read_clocks, slept
 from warmproxy.net.client import Clients
 from warmproxy.net.dialer import Dialer
 from warmproxy.net.housekeeper import Housekeeper, Waiter
 from warmproxy.net.listener import Doors, Factory
+from warmproxy.net.prime import Primer
 from warmproxy.net.resolver import Resolver
 from warmproxy.net.tls import Contexts
 from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.pool.registry import Registry, tallies
 from warmproxy.settings import Settings
 from warmproxy.state import StateFile
+from warmproxy.warming import Warming
 
 SWEEP_SECONDS = 1.0
 """Between two looks for what no event tells: timeouts, clients that hung up while paused."""
@@ -60,6 +63,7 @@ class Service:
         self._shed = 0
         """Idle connections that were closed since descriptors ran out."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._clocks = read_clocks()
 
     async def serve(self) -> None:
         """Build, listen, and stay until a signal comes; then drain."""
@@ -71,17 +75,31 @@ class Service:
         await self._doors.open()
         if sockets.admin is not None:
             hosts = AdminHosts(self._settings.admin_hosts, self._settings.admin)
-            page = partial(respond, self._view)
-            factory = partial(AdminConnection, page, hosts, self._http_date, self._admins)
+            factory = partial(
+                AdminConnection,
+                partial(respond, self._view),
+                partial(submit, self._view),
+                wiring.own_access(self._settings),
+                hosts,
+                self._http_date,
+                self._admins,
+            )
             self._admin_server = await loop.create_server(factory, sock=sockets.admin)
+        self._warming.tick(time.time())
         self._say_hello(sockets)
         self._housekeeper.start()
         self._sweep_at(loop.time() + SWEEP_SECONDS)
+        try:
+            changes = NetworkChanges(loop, self._network_changed)
+        except OSError:
+            changes = None  # not Linux, or not allowed to us
         try:
             await self._stopping.wait()
             await self._drain()
         finally:
             self._sweeping.cancel()
+            if changes is not None:
+                changes.close()
 
     # ── building, and opening the doors ──────────────────────────────────────────────────────
 
@@ -93,8 +111,14 @@ class Service:
             settings, observer, random.random, loop.time(), self._state.recall
         )
         where = wiring.destinations(settings, registry.configured, sockets)
-        dialer = Dialer(loop, Resolver(loop), where, Contexts(wiring.profiles(settings)))
+        self._resolver = Resolver(loop, settings.dns_refresh, random.random)
+        dialer = Dialer(loop, self._resolver, where, Contexts(wiring.profiles(settings)))
         self._housekeeper = Housekeeper(settings, registry, dialer, observer, loop)
+        self._resolver.is_wanted = self._housekeeper.places.wanted
+        self._resolver.on_answer = self._housekeeper.places.located
+        self._primer = Primer(
+            wiring.primes(settings), self._housekeeper, observer, loop, settings.max_head
+        )
         self._descriptors = wiring.raise_descriptor_limit() - DESCRIPTORS_APART
         self._clients = Clients(
             housekeeper=self._housekeeper,
@@ -104,6 +128,7 @@ class Service:
             when_changed=self._look_at_descriptors,
         )
         terms = wiring.proxy_terms(settings, where, self._http_date)
+        self._warming = Warming(settings, terms, self._housekeeper, loop.time)
         connect = self._clients.connect
         doors: list[tuple[socket.socket, Factory]] = [
             (sock, partial(connect, terms)) for sock in sockets.proxy
@@ -119,6 +144,7 @@ class Service:
             configured=registry.configured,
             readiness=self._readiness,
             metrics=Exposition(self._sample).render,
+            grant=self._warming.grant,
         )
 
     def _say_hello(self, sockets: wiring.Sockets) -> None:
@@ -149,9 +175,14 @@ class Service:
             client.sweep(now)
         for admin in list(self._admins):
             admin.sweep(now)
+        self._warming.tick(time.time())
         if not self._announced:
             self._announce(now)
         self._look_at_descriptors()
+        clocks = read_clocks()
+        if asleep := slept(self._clocks, clocks):
+            log.event("suspended", seconds=round(asleep), suspect=self._distrust())
+        self._clocks = clocks
         self._state.look(self._registry, self._loop)
         # At its limit a daemon pauses with every client that comes: two lines tell of all that.
         if self._is_crowded and now - self._paused_at >= SWEEP_SECONDS and not self._doors.paused:
@@ -160,6 +191,14 @@ class Service:
             log.event("accept_resumed", clients=clients, upstreams=upstreams, shed=self._shed_all)
             self._shed_all = 0
         self._sweep_at(now + SWEEP_SECONDS)
+
+    def _network_changed(self) -> None:
+        log.event("network_changed", suspect=self._distrust())
+
+    def _distrust(self) -> int:
+        """Names and idle connections are from another time or network; how many connections."""
+        self._resolver.doubt_all()
+        return self._housekeeper.places.moved()
 
     def _look_at_descriptors(self) -> None:
         """Stop accepting before the system refuses descriptors, and begin again when some are
@@ -280,6 +319,7 @@ class Service:
             pass  # those who are left are cut
         self._cut += self._clients.abort()
         self._housekeeper.stop()
+        self._primer.stop()
         if self._settings.admin:
             self._admin_server.close()
         for admin in list(self._admins):

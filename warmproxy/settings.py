@@ -13,7 +13,16 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
-from msgspec.inspect import BoolType, FloatType, IntType, LiteralType, StrType, VarTupleType
+from msgspec.inspect import (
+    BoolType,
+    FloatType,
+    IntType,
+    LiteralType,
+    Metadata,
+    StrType,
+    UnionType,
+    VarTupleType,
+)
 
 from warmproxy.origin import Origin, normalise_host, origin_of_url, secured
 from warmproxy.origin import origin as make_origin
@@ -27,6 +36,14 @@ PositiveSeconds = Annotated[float, Meta(gt=0, le=1e9)]
 Rate = Annotated[float, Meta(ge=0, le=1e9)]
 Count = Annotated[int, Meta(ge=0, le=10**9)]
 PositiveCount = Annotated[int, Meta(ge=1, le=10**9)]
+Warm = Count | Literal["auto"]
+
+BOOST_SECONDS = 86400.0
+"""For so long at most a pool is held above its own size, at one time."""
+Duration = (
+    Annotated[float, Meta(gt=0, le=BOOST_SECONDS)]
+    | Annotated[str, Meta(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?[smh]$", examples=["15m"])]
+)
 
 
 def _says(meaning: str) -> Meta:
@@ -40,6 +57,23 @@ class OriginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         PositiveCount,
         _says("Connections to this origin at most: idle, active and being dialled."),
     ] = 100
+    warm_min: Annotated[
+        Count, _says('With warm = "auto": held idle at least, however quiet it is.')
+    ] = 1
+    warm_max: Annotated[
+        PositiveCount,
+        _says(
+            'With warm = "auto": held idle at most, however much is asked; by default no more '
+            "than max_connections either."
+        ),
+    ] = 10
+    timezone: Annotated[
+        str,
+        _says(
+            'The time zone that the times of warm_at are in, such as Europe/Berlin; "" for the '
+            "machine's own."
+        ),
+    ] = ""
     max_waiting: Annotated[
         Count,
         _says(
@@ -53,11 +87,18 @@ class OriginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         PositiveSeconds,
         _says("Seconds for name resolution, and again for connecting, before a 504."),
     ] = 5.0
+    source_address: Annotated[
+        str,
+        _says(
+            "The local address that connections come from; only upstream addresses of its family "
+            "are dialled then. Empty: the system chooses."
+        ),
+    ] = ""
     dial_budget: Annotated[
         Rate,
         _says(
-            "Refill dials a second at most; 0 means 2 x warm. Dials that a client waits for "
-            "always go."
+            "Refill dials a second at most; 0 means twice what may have to be held: warm, warm_max "
+            "or a window's count. Dials that a client waits for always go."
         ),
     ] = 0.0
     backoff_max: Annotated[
@@ -124,6 +165,12 @@ class OriginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ),
     ] = 300.0
 
+    @property
+    def warm_range(self) -> tuple[int, int]:
+        """warm_min and warm_max, within max_connections."""
+        most = min(self.warm_max, self.max_connections)
+        return min(self.warm_min, most), most
+
 
 @dataclass(frozen=True, slots=True)
 class TlsProfile:
@@ -143,6 +190,38 @@ class TlsProfile:
         return " ".join(p for p in (*trust, self.client_cert, self.client_key) if p)
 
 
+class WindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One entry of `warm_at`: from a time on more is held, for a while."""
+
+    at: Annotated[
+        str,
+        _says(
+            "When it begins, as in a crontab: minute, hour, day, month and weekday. "
+            '"55 8 * * mon-fri" is 8:55 on workdays; all is warm by then.'
+        ),
+    ]
+    count: Annotated[
+        Count, _says("Connections held idle meanwhile; where warm is more, that many.")
+    ]
+    tls: Annotated[
+        Count,
+        _says("The same with TLS done, as in tls; with upgrade, 0 means as many as count."),
+    ] = 0
+    length: Annotated[
+        Duration,
+        _says("How long it lasts: seconds, or a text such as 90s or 15m; 24h at most."),
+    ] = msgspec.field(name="for")
+
+    @property
+    def seconds(self) -> float:
+        return duration(self.length)
+
+
+def window_of(values: Mapping[str, Any]) -> WindowSettings:
+    """From values that were judged, by the names that the file has for them."""
+    return msgspec.convert(values, WindowSettings)
+
+
 class UpstreamSettings(OriginSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One [[upstream]] table: an origin that is held warm."""
 
@@ -150,14 +229,23 @@ class UpstreamSettings(OriginSettings, frozen=True, kw_only=True, forbid_unknown
         str,
         _says("http://host[:port] for plain requests, https://host[:port] for CONNECT and TLS."),
     ]
-    warm: Annotated[Count, _says("Connections held open and idle, always.")] = 2
+    warm: Annotated[
+        Warm,
+        _says(
+            'Connections held open and idle, always; "auto" for as many as the requests of late '
+            "call for, from warm_min to warm_max."
+        ),
+    ] = 2
     tls: Annotated[
-        Count,
+        Warm,
         _says(
             "For an https url: connections held with their TLS handshake done, for requests with "
-            "https:// in absolute-form; with upgrade, 0 means as many as warm."
+            'https:// in absolute-form, or "auto"; with upgrade, 0 means as many as warm.'
         ),
     ] = 0
+    warm_at: Annotated[
+        tuple[WindowSettings, ...], _says("Windows of time in which more is held.")
+    ] = ()
     upgrade: Annotated[
         bool,
         _says(
@@ -175,6 +263,20 @@ class UpstreamSettings(OriginSettings, frozen=True, kw_only=True, forbid_unknown
             "change everything."
         ),
     ] = True
+    prime: Annotated[
+        str,
+        _says(
+            'A request of our own, such as "HEAD /healthz": sent on each new connection that '
+            "nobody waits for, and again on idle ones, where HTTP is spoken (http, or tls)."
+        ),
+    ] = ""
+    prime_every: Annotated[
+        Seconds,
+        _says(
+            "Seconds after which an idle connection is primed again, one at a time; 0 means on new "
+            "connections only."
+        ),
+    ] = 30.0
     client_cert: Annotated[
         str, _says("A PEM file with the client certificate that this upstream asks for.")
     ] = ""
@@ -261,7 +363,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     learn_window: Annotated[
         PositiveSeconds, _says("Seconds in which learn_requests must come.")
     ] = 60.0
-    learn_warm: Annotated[PositiveCount, _says("Connections held idle for a learned origin.")] = 2
+    learn_warm: Annotated[
+        PositiveCount, _says("Connections held idle for a learned origin, at most.")
+    ] = 2
     learn_quiet: Annotated[
         PositiveSeconds,
         _says("Seconds without a request after which a learned origin is no longer warmed."),
@@ -273,6 +377,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "recently go first."
         ),
     ] = 4096
+    dns_refresh: Annotated[
+        float,
+        Meta(ge=0.1, le=1e9),
+        _says(
+            "Seconds after which, at the latest, a name is looked up again while connections to "
+            "it are held. Those to addresses that have gone are replaced."
+        ),
+    ] = 30.0
     max_clients: Annotated[
         PositiveCount, _says("Client connections at most; more of them wait to be accepted.")
     ] = 10_000
@@ -362,12 +474,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _says("text, json, or auto: text on a terminal, json elsewhere."),
     ] = "auto"
 
-    def tls_warm(self, upstream: UpstreamSettings) -> int:
+    def needs_tls(self, origin: Origin) -> bool:
+        """Whether requests of clients that speak plain HTTP go to this tcp origin over finished
+        TLS: by upgrade, or a gateway. Where nothing else is said, as many of these connections are
+        held as raw ones."""
+        upgraded = (upstream.origin for upstream in self.upstream if upstream.upgrade)
+        gateways = (origin_of_url(gateway.upstream) for gateway in self.gateway)
+        return origin.scheme == "tcp" and origin in (*upgraded, *gateways)
+
+    def tls_warm(self, upstream: UpstreamSettings) -> Warm:
         """Finished TLS connections to hold for one of the upstreams."""
         if upstream.secure_origin is None or upstream.tls:
             return upstream.tls
-        gateways = {origin_of_url(gateway.upstream) for gateway in self.gateway}
-        return upstream.warm if upstream.upgrade or upstream.origin in gateways else 0
+        return upstream.warm if self.needs_tls(upstream.origin) else 0
 
 
 # ── what the fields say about themselves ─────────────────────────────────────────────────────
@@ -378,7 +497,8 @@ class Field:
     """One field of a struct: what it may hold, in words, and the judge of values for it."""
 
     _type: Any
-    _kind: msgspec.inspect.Type
+    _kinds: tuple[msgspec.inspect.Type, ...]
+    """what it may be, mostly one"""
     words: str
     """`a whole number >= 0`"""
     default: Any
@@ -388,7 +508,8 @@ class Field:
     @property
     def choices(self) -> tuple[str, ...]:
         """The words that it may hold, where it is not free."""
-        return tuple(map(str, self._kind.values)) if isinstance(self._kind, LiteralType) else ()
+        literals = (kind.values for kind in self._kinds if isinstance(kind, LiteralType))
+        return tuple(str(value) for values in literals for value in values)
 
     def convert(self, value: object) -> Any:
         """A TOML value as the field holds it. Raises ValueError, which says what it must be."""
@@ -400,7 +521,7 @@ class Field:
     def read(self, text: str) -> Any:
         """The same from the text of a flag or a variable."""
         value: object = text
-        match self._kind:
+        match self._kinds[0]:
             case BoolType():
                 word = text.strip().lower()
                 value = True if word in _TRUE else False if word in _FALSE else text
@@ -411,14 +532,14 @@ class Field:
                     value = float(text)
                 except ValueError:
                     pass  # a text is no number, and that is what will be said
-            case VarTupleType():
+            case VarTupleType(item_type=item):
                 parts = [part for part in re.split(r"[\s,]+", text) if part]
-                whole = isinstance(self._kind.item_type, IntType)
+                whole = isinstance(item, IntType)
                 value = [int(p) if whole and p.isascii() and p.isdigit() else p for p in parts]
         return self.convert(value)
 
     def _must_be(self, value: object) -> str:
-        kind = self._kind
+        kind = self._kinds[0]
         if isinstance(kind, IntType | FloatType) and isinstance(value, int | float):
             most = inf if kind.le is None else kind.le
             if most < value < inf:
@@ -442,13 +563,16 @@ def _fields(struct: type[msgspec.Struct]) -> dict[str, Field]:
         kind = kinds[field.name]
         assert isinstance(kind, msgspec.inspect.Metadata), f"{field.name} has no description"
         meaning = (kind.extra_json_schema or {})["description"]
-        words = _words(kind.type)
-        found[field.name] = Field(field.type, kind.type, words, field.default, meaning)
+        either = kind.type.types if isinstance(kind.type, UnionType) else (kind.type,)
+        words = " or ".join(map(_words, either))
+        found[field.encode_name] = Field(field.type, either, words, field.default, meaning)
     return found
 
 
 def _words(kind: msgspec.inspect.Type) -> str:
     match kind:
+        case Metadata(type=StrType(), extra_json_schema={"examples": [example]}):
+            return f'a string such as "{example}"'
         case BoolType():
             return "true or false"
         case IntType(gt=gt, ge=ge) | FloatType(gt=gt, ge=ge):
@@ -456,7 +580,7 @@ def _words(kind: msgspec.inspect.Type) -> str:
             return f"a {whole}number {'>=' if gt is None else '>'} {ge if gt is None else gt:g}"
         case LiteralType(values=values):
             *most, last = [f'"{value}"' for value in values]
-            return f"{', '.join(most)} or {last}"
+            return f"{', '.join(most)} or {last}" if most else last
         case StrType():
             return "a string"
         case VarTupleType(item_type=StrType()):
@@ -472,11 +596,13 @@ def _words(kind: msgspec.inspect.Type) -> str:
 TOP = _fields(Settings)
 DEFAULTS = _fields(OriginSettings)
 UPSTREAM = _fields(UpstreamSettings)
+WINDOW = _fields(WindowSettings)
 GATEWAY = _fields(GatewaySettings)
 TABLES: Mapping[str, Mapping[str, Field]] = {
     "": TOP,
     "defaults": DEFAULTS,
     "upstream": UPSTREAM,
+    "upstream.warm_at": WINDOW,
     "gateway": GATEWAY,
 }
 NESTED = ("defaults", "upstream", "gateway")
@@ -499,7 +625,7 @@ class Description:
 
     @property
     def table(self) -> str:
-        """`defaults`, `upstream`, or "" for the top level."""
+        """`defaults`, `upstream`, `upstream.warm_at`, or "" for the top level."""
         return self.key.rpartition(".")[0]
 
     @property
@@ -509,13 +635,14 @@ class Description:
 
 def describe() -> list[Description]:
     """Every setting that can be written down: the top level, then [defaults], then what is only
-    in [[upstream]] (which may hold everything of [defaults] too)."""
+    in [[upstream]] (which may hold everything of [defaults] too) and its warm_at."""
+    elsewhere = {"": NESTED, "upstream": (*DEFAULTS, "warm_at")}
     found = []
     for table, fields in TABLES.items():
         for name, field in fields.items():
-            if name in (NESTED if table == "" else DEFAULTS if table == "upstream" else ()):
+            if name in elsewhere.get(table, ()):
                 continue
-            variable = "" if table in ("upstream", "gateway") else variable_of(table, name)
+            variable = variable_of(table, name) if table in ("", "defaults") else ""
             required = field.default is msgspec.NODEFAULT
             default = None if required else toml_value(field.default)
             key = f"{table}.{name}" if table else name
@@ -567,6 +694,28 @@ def without_password(text: str) -> str:
     return re.sub(r"[^\s/*'\"]+@", "***@", text)
 
 
+def duration(value: float | str) -> float:
+    """Seconds of a number, or of a text such as `900`, `90s`, `15m` and `2h`.
+
+    Raises ValueError, with what is to be said of it, where it is neither, 0 or above 24 hours.
+    """
+    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)([smh]?)", str(value))
+    seconds = float(found[1]) * {"m": 60, "h": 3600}.get(found[2], 1) if found else 0.0
+    if not 0 < seconds <= BOOST_SECONDS:
+        raise ValueError("must be seconds, or like 90s, 15m or 2h; above 0, and 24h at most")
+    return seconds
+
+
+def split_warm(text: str) -> tuple[str, dict[str, str]]:
+    """`URL=N,tls=M` -> the URL, and what is said of `warm` and `tls`; either may be missing."""
+    counts: dict[str, str] = {}
+    for name, before in (("tls", ",tls="), ("warm", "=")):
+        rest, found, count = text.rpartition(before)
+        if found:
+            text, counts[name] = rest, count
+    return text, counts
+
+
 # ── addresses ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -605,6 +754,28 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" or ipaddress.ip_address(host).is_loopback
 
 
+def parse_prime(text: str) -> tuple[str, str]:
+    """`HEAD /healthz` -> method, request-target.
+
+    Raises ValueError, with a sentence for the user, where it is not of this form or the method
+    might change something at the upstream (RFC 9110, 9.2.1).
+    """
+    method, _, target = text.partition(" ")
+    if method.startswith("/"):
+        raise ValueError(f'{shown(text)} has no method; did you mean "HEAD {method}"?')
+    if method not in ("GET", "HEAD", "OPTIONS"):
+        raise ValueError(
+            f"{shown(text)} must begin with GET, HEAD or OPTIONS, which change nothing; for example"
+            ' "HEAD /healthz"'
+        )
+    is_path = re.fullmatch(r"/[!-\"$-~]*", target) is not None
+    if not is_path and text != "OPTIONS *":
+        raise ValueError(
+            f'{shown(text)} must name a path after the method; for example "{method} /healthz"'
+        )
+    return method, target
+
+
 def check_host_pattern(text: str) -> None:
     """Raises ValueError, with a sentence for the user, where it is no name, *.name or network."""
     if "/" in text or ":" in text or text.replace(".", "").isdigit():
@@ -615,6 +786,17 @@ def check_host_pattern(text: str) -> None:
     except ValueError:
         raise ValueError(
             f"{shown(text)} is no host; for example api.example.com, *.example.com or 10.0.0.0/8"
+        ) from None
+
+
+def check_source(text: str) -> None:
+    """Raises ValueError, with a sentence for the user, where it is neither empty nor an address."""
+    try:
+        if text:
+            ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(
+            f"{shown(text)} is no address; for example 192.168.1.7, one that this machine has"
         ) from None
 
 

@@ -15,6 +15,8 @@ from warmproxy.origin import Origin, origin_of_url, secured
 from warmproxy.policy.access import LOOPBACK, Access
 from warmproxy.policy.destinations import Destinations, Listener
 from warmproxy.protocol.exchange import Terms, Upgrade
+from warmproxy.protocol.messages import RequestHead
+from warmproxy.protocol.prime import prime_request
 from warmproxy.protocol.target import Forward
 from warmproxy.settings import Settings, TlsProfile, parse_address
 
@@ -96,9 +98,15 @@ def proxy_terms(settings: Settings, where: Destinations, date: Callable[[], byte
     )
 
 
+def own_access(settings: Settings) -> Access:
+    """Who may use gateways and POST /warm. Their clients send no credentials: networks decide
+    alone."""
+    return Access(settings.allow_clients or LOOPBACK, {})
+
+
 def gateway_terms(settings: Settings, proxy: Terms) -> list[Terms]:
-    """The same for each gateway. Its clients cannot send credentials: networks decide alone."""
-    access = Access(settings.allow_clients or LOOPBACK, {})
+    """The same for each gateway."""
+    access = own_access(settings)
     found = []
     for gateway in settings.gateway:
         place = origin_of_url(gateway.upstream)
@@ -108,6 +116,16 @@ def gateway_terms(settings: Settings, proxy: Terms) -> list[Terms]:
         default_port = ":80" if place.scheme == "http" else ":443"
         host = place.authority.removesuffix(default_port).encode()
         found.append(replace(proxy, access=access, gateway=Forward(place, b"/", host)))
+    return found
+
+
+def primes(settings: Settings) -> dict[Origin, tuple[RequestHead, float]]:
+    """What is sent to keep connections in use, and how often, by origin."""
+    found = {}
+    for upstream in settings.upstream:
+        if upstream.prime:
+            origin = upstream.secure_origin or upstream.origin
+            found[origin] = prime_request(upstream.prime, origin), upstream.prime_every
     return found
 
 

@@ -85,11 +85,15 @@ def write_json(target: str, everything: object) -> None:
 
 
 def write_readme(name: str, text: str) -> None:
+    write_page(README, name, text)
+
+
+def write_page(page: Path, name: str, text: str) -> None:
     """Between the page's markers with this name."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    page = README.read_text() if README.exists() else ""
-    if begin not in page or end not in page:
-        page = f"{page.rstrip()}\n\n{begin}\n{end}\n".lstrip()
-    before, _, rest = page.partition(begin)
+    old = page.read_text() if page.exists() else ""
+    if begin not in old or end not in old:
+        old = f"{old.rstrip()}\n\n{begin}\n{end}\n".lstrip()
+    before, _, rest = old.partition(begin)
     after = rest.partition(end)[2]
-    README.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")

@@ -20,7 +20,7 @@ from cryptography.x509 import load_pem_x509_certificate
 
 from tests.e2e.clients import CLIENTS, Job
 from tests.e2e.daemon import Warmproxy, command, warmproxy_environ
-from tests.e2e.harness import Process, missing, need, release_ports
+from tests.e2e.harness import Hosts, Process, clean_environ, release_ports
 from tests.e2e.origins import Answer, Blackhole, Origin
 from tests.e2e.servers import (
     ApacheServer,
@@ -30,6 +30,7 @@ from tests.e2e.servers import (
     NginxServer,
     NodeServer,
     Undici,
+    UvicornServer,
     find_undici,
 )
 
@@ -63,6 +64,12 @@ def stack() -> Iterator[contextlib.ExitStack]:
     """What a test has to close, closed in reverse order."""
     with contextlib.ExitStack() as stack:
         yield stack
+
+
+@pytest.fixture
+def hosts(home: Callable[[str], Path]) -> Hosts:
+    """Names of the test's own: see `Hosts`."""
+    return Hosts(home("hosts"))
 
 
 @pytest.fixture
@@ -116,18 +123,8 @@ nginx_server = _server(NginxServer)
 httpbin_server = _server(HttpbinServer)
 apache_server = _server(ApacheServer)
 gunicorn_server = _server(GunicornServer)
+uvicorn_server = _server(UvicornServer)
 haproxy_server = _server(HaproxyServer)
-
-
-@pytest.fixture
-def with_hosts() -> Callable[[Path], list[str]]:
-    """What goes before a command for which another file is to be /etc/hosts: it then runs in a
-    mount namespace of its own."""
-    inside = [need("unshare"), "--user", "--map-root-user", "--mount"]
-    if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
-        missing("the right to make a mount namespace")
-    script = f'{need("mount")} --bind "$0" /etc/hosts && exec "$@"'
-    return lambda hosts: [*inside, "sh", "-c", script, str(hosts)]
 
 
 # -- TLS --------------------------------------------------------------------------------------
@@ -198,12 +195,14 @@ def client(
     authority: Authority,
     undici: Callable[[], Undici],
 ) -> Callable[..., Ran]:
-    """Let a real client fetch a URL through a proxy, as a process of its own."""
+    """Let a real client fetch URLs, through a proxy if there is one, as a process of its own."""
 
-    def fetch(name: str, url: str, proxy: Warmproxy) -> Ran:
-        job = Job(url, proxy.url, authority.file, authority.spki, home("client"), undici)
-        invocation = CLIENTS[name](job)
-        return run(invocation.args, proxy.client_environ(**invocation.env))
+    def fetch(name: str, *urls: str, proxy: Warmproxy | None = None, of: Any = CLIENTS) -> Ran:
+        by = proxy.url if proxy is not None else None
+        job = Job(urls, by, authority.file, authority.spki, home("client"), undici)
+        invocation = of[name](job)
+        environ = proxy.client_environ if proxy is not None else clean_environ
+        return run(invocation.args, environ(**invocation.env))
 
     return fetch
 

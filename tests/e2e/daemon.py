@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,14 @@ def command(*args: str) -> list[str]:
     return [sys.executable, "-m", "warmproxy", *args]
 
 
-def toml(settings: Mapping[str, Any]) -> str:
-    """TOML of plain values, one [defaults] and [[upstream]] tables."""
+def toml(settings: Mapping[str, Any], table: str = "") -> str:
+    """TOML of plain values, one [defaults] and [[upstream]] tables with [[upstream.warm_at]]."""
     tables = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            tables.append(f"[{name}]\n" + toml(value))
+            tables.append(f"[{table}{name}]\n" + toml(value, f"{table}{name}."))
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            tables += [f"[[{name}]]\n" + toml(row) for row in value]
+            tables += [f"[[{table}{name}]]\n" + toml(row, f"{table}{name}.") for row in value]
     plain = [
         f"{name} = {json.dumps(value)}\n"
         for name, value in settings.items()
@@ -62,7 +62,8 @@ class Reply:
 
 
 class Warmproxy(Process):
-    """A running daemon. `config` is the file's content as a dict; `args` are flags."""
+    """A running daemon. `config` is the file's content as a dict; `args` are flags; `inside` is
+    a command that runs the one that follows it."""
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class Warmproxy(Process):
         env: Mapping[str, str] | None = None,
         listen: str = "127.0.0.1",
         ready: bool = True,
+        inside: Sequence[str] = (),
     ) -> None:
         self.port = free_port()
         self.admin_port = free_port()
@@ -82,7 +84,7 @@ class Warmproxy(Process):
             file.write_text(toml(config))
             flags += ["--config", str(file)]
         super().__init__(
-            command("run", *flags, *args),
+            [*inside, *command("run", *flags, *args)],
             home / "warmproxy.log",
             home,
             warmproxy_environ(**(env or {})),

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -151,11 +151,11 @@ def accepts(port: int, host: str = "127.0.0.1") -> bool:
 
 def clean_environ(**extra: str) -> dict[str, str]:
     """Our environment without anything that would send a client, or the daemon, elsewhere."""
-    dropped = ("_proxy", "_PROXY")
+    dropped = ("_proxy", "_PROXY", "NODE_OPTIONS", "JAVA_TOOL_OPTIONS", "JAVA_OPTIONS")
     kept = {
         k: v
         for k, v in os.environ.items()
-        if not k.endswith(dropped) and not k.startswith("WARMPROXY_") and k != "NODE_OPTIONS"
+        if not k.endswith(dropped) and not k.startswith("WARMPROXY_")
     }
     return kept | extra
 
@@ -221,6 +221,49 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.popen.wait(8)
+
+
+# -- names and networks of the tests' own -----------------------------------------------------
+
+NAMESPACE = ("--user", "--map-root-user", "--mount")
+"""What `unshare` needs for a user who is not root to mount."""
+
+
+class Hosts:
+    """/etc/hosts for the commands that run `inside`, and no other source of names."""
+
+    def __init__(self, folder: Path) -> None:
+        self._hosts, switch = folder / "hosts", folder / "nsswitch.conf"
+        switch.write_text("hosts: files\n")
+        self.say({})
+        unshare, mount = need("unshare"), need("mount")
+        namespace = [unshare, *NAMESPACE]
+        if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+            missing("the right to make a mount namespace")
+        script = (
+            f'{mount} --bind "$0" /etc/hosts && {mount} --bind "$1" /etc/nsswitch.conf'
+            ' && shift && exec "$@"'
+        )
+        self.inside = [*namespace, "sh", "-c", script, str(self._hosts), str(switch)]
+
+    def say(self, names: Mapping[str, Sequence[str]]) -> None:
+        """From now on these are the names, beside localhost, and their addresses."""
+        lines = [f"{address} {name}\n" for name, found in names.items() for address in found]
+        self._hosts.write_text("".join(["127.0.0.1 localhost\n", *lines]))
+
+
+OWN_NETWORK = "TEST_IN_OWN_NETWORK"
+"""The variable by which a command knows that it is."""
+
+
+def run_in_own_network(args: list[str]) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end in a network namespace where only loopback is up."""
+    unshare, ip = need("unshare"), need("ip")
+    inside = [unshare, *NAMESPACE, "--net", "sh", "-c", f'{ip} link set lo up && exec "$@"', "sh"]
+    if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
+        missing("the right to make a network namespace")
+    env = {**os.environ, OWN_NETWORK: "yes"}
+    return subprocess.run([*inside, *args], capture_output=True, text=True, check=False, env=env)
 
 
 # -- the kernel's view ------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from tests.e2e.harness import eventually, free_port, takes_more, until_still
 
 KEPT_BODY = 1 << 20
+BACKLOG = 512
 BLOCK = bytes(range(251)) * 1044  # 256 KiB, of a length that no buffer's size divides
 GIB = 1 << 30
 
@@ -79,6 +80,7 @@ class Connection:
         self.origin = origin
         self.number = number
         self.opened_at = time.monotonic()
+        self.peer: tuple[str, int] = sock.getpeername()[:2]
         self.fin_at: float | None = None
         """when we sent our FIN (or reset)"""
         self.eof_at: float | None = None
@@ -345,6 +347,8 @@ class Origin:
         idle_ends_in_reset: bool = False,
         hang_up: bool = False,
         listening: bool = True,
+        host: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         self.answer = answer
         self.raw = raw
@@ -369,7 +373,8 @@ class Origin:
         self.requests: list[Request] = []
         self.token = uuid.uuid4().hex
         self.greeting = f"<p>warm hello {self.token}</p>"
-        self.port = free_port()
+        self.host = host
+        self.port = port or free_port()
         self._accepting = threading.Event()
         self._accepting.set()
         self._listener: socket.socket | None = None
@@ -379,7 +384,7 @@ class Origin:
 
     @property
     def authority(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def url(self) -> str:
@@ -411,7 +416,7 @@ class Origin:
     # -- coming and going
 
     def up(self) -> None:
-        listener = socket.create_server(("127.0.0.1", self.port), backlog=512)
+        listener = socket.create_server((self.host, self.port), backlog=BACKLOG)
         self._listener = listener
         self._acceptor = threading.Thread(
             target=self._accept, args=(listener,), name=f"origin-{self.port}", daemon=True
@@ -438,6 +443,24 @@ class Origin:
     def resume_accepting(self) -> None:
         self._accepting.set()
 
+    @contextlib.contextmanager
+    def deaf(self) -> Iterator[None]:
+        """Neither accept nor refuse connections meanwhile; those that are open stay."""
+        assert self._listener is not None
+        self._accepting.clear()
+        self._listener.listen(0)
+        accepted = len(self.connections)
+        filling = [socket.create_connection((self.host, self.port))]
+        eventually(lambda: len(self.connections) > accepted)  # the accept that was under way
+        filling += fill_backlog((self.host, self.port))
+        try:
+            yield
+        finally:
+            for sock in filling:
+                sock.close()
+            self._listener.listen(BACKLOG)
+            self._accepting.set()
+
     def close(self) -> None:
         self.gate.set()
         self._accepting.set()
@@ -463,6 +486,19 @@ class Origin:
             self.connections.append(Connection(self, len(self.connections) + 1, sock))
 
 
+def fill_backlog(address: tuple[str, int]) -> list[socket.socket]:
+    """Connect until one stays unconnected."""
+    filling = []
+    for _ in range(16):
+        sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        filling.append(sock)
+        sock.setblocking(False)
+        sock.connect_ex(address)
+        if not takes_more(sock, 0.1):
+            return filling
+    raise AssertionError("the backlog does not fill up")
+
+
 class Blackhole:
     """A listener whose backlog is full: a dial to it is neither accepted nor refused."""
 
@@ -471,19 +507,7 @@ class Blackhole:
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen(0)
         self.port: int = self._listener.getsockname()[1]
-        self._filling: list[socket.socket] = []
-        self._fill()
-
-    def _fill(self) -> None:
-        """Connect until one stays unconnected."""
-        for _ in range(16):
-            sock = socket.socket()
-            self._filling.append(sock)
-            sock.setblocking(False)
-            sock.connect_ex(("127.0.0.1", self.port))
-            if not takes_more(sock, 0.1):
-                return
-        raise AssertionError("the backlog does not fill up")
+        self._filling = fill_backlog(("127.0.0.1", self.port))
 
     @property
     def url(self) -> str:

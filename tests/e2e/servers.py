@@ -1,4 +1,4 @@
-"""Real servers as origins: Node, nginx, Apache, gunicorn serving httpbin, HAProxy."""
+"""Real servers as origins: Node, nginx, Apache, gunicorn, uvicorn, HAProxy."""
 
 import json
 import os
@@ -17,13 +17,16 @@ const http = require('http');
 const began = process.hrtime.bigint();
 const log = (event) => process.stdout.write(JSON.stringify(event) + '\\n');
 let connections = 0;
-const server = http.createServer((request, response) => {
+const settings = JSON.parse(process.argv[2]);
+const server = http.createServer(settings, (request, response) => {
   request.socket.served += 1;
   log({event: 'request', connection: request.socket.number, nth: request.socket.served,
        method: request.method, target: request.url, headers: request.headers});
   let size = 0;
   request.on('data', (data) => { size += data.length; });
-  request.on('end', () => response.end(`hello from node, ${size} bytes\\n`));
+  const answer = () => response.end(`hello from node, ${size} bytes\\n`);
+  const wait = request.url.match(/^\\/delay\\/([0-9.]+)$/);
+  request.on('end', () => wait ? setTimeout(answer, 1000 * wait[1]) : answer());
 });
 server.on('connection', (socket) => {
   socket.number = ++connections;
@@ -31,7 +34,7 @@ server.on('connection', (socket) => {
   log({event: 'connect', connection: socket.number});
   socket.on('close', () => log({event: 'close', connection: socket.number}));
 });
-Object.assign(server, JSON.parse(process.argv[2]));
+Object.assign(server, settings);
 server.listen(Number(process.argv[1]), '127.0.0.1', () => log({event: 'listening'}));
 """
 
@@ -136,6 +139,29 @@ class HttpbinServer(GunicornServer):
         super().__init__(home, [*threads, "--keep-alive", str(keep_alive)])
 
 
+SLOW_APP = """
+import asyncio
+
+async def app(scope, receive, send):
+    if scope['type'] == 'http':
+        await asyncio.sleep(float(scope['path'].removeprefix('/delay/') or 0))
+        head = {'status': 200, 'headers': [(b'content-length', b'6')]}
+        await send({'type': 'http.response.start'} | head)
+        await send({'type': 'http.response.body', 'body': b'hello\\n'})
+"""
+
+
+class UvicornServer(Server):
+    """uvicorn with its defaults; `/delay/N` answers after N seconds."""
+
+    def __init__(self, home: Path, args: list[str]) -> None:
+        (home / "slow.py").write_text(SLOW_APP)
+        self.port = free_port()
+        args = [sys.executable, "-m", "uvicorn", "--port", str(self.port), *args, "slow:app"]
+        super().__init__(args, home / "uvicorn.log", home)
+        self.until(lambda: accepts(self.port))
+
+
 HAPROXY_CONF = """
 defaults
   mode http
@@ -163,36 +189,46 @@ class HaproxyServer(Server):
 
 APACHE_CONF = """
 ServerRoot {home}
-ServerName 127.0.0.1
+ServerName localhost
 PidFile {home}/apache.pid
 DefaultRuntimeDir {home}
+ErrorLog {home}/error.log
 Listen 127.0.0.1:{port}
 LoadModule mpm_event_module {modules}/mod_mpm_event.so
 LoadModule authz_core_module {modules}/mod_authz_core.so
-ErrorLog /dev/stderr
-DocumentRoot {home}/www
-StartServers 1
+LoadModule alias_module {modules}/mod_alias.so
+User nobody
+Group nogroup
+RedirectMatch 204 .
+LogFormat "%{{c}}p-%{{remote}}p %k %m %U %>s" seen
+CustomLog {home}/access.log seen
 {settings}
 """
 
 
 class ApacheServer(Server):
-    """Apache with its event workers, serving `www/hello.txt`."""
+    """Apache that answers 204 to everything (its workers may not read a test's files); one access
+    line per request: connection, requests before it there, method, path, status."""
 
     def __init__(self, home: Path, settings: str) -> None:
         self.port = free_port()
-        apache = need("apache2")
-        modules = Path("/usr/lib/apache2/modules")
-        if not modules.exists():
-            missing(f"{modules}")
-        (home / "www").mkdir()
-        (home / "www" / "hello.txt").write_text("hello from apache\n")
+        self._access = home / "access.log"
         conf = home / "apache.conf"
-        filled = APACHE_CONF.format(home=home, port=self.port, modules=modules, settings=settings)
-        conf.write_text(filled)
-        args = [apache, "-f", str(conf), "-D", "FOREGROUND"]
-        super().__init__(args, home / "apache.log", home)
+        modules = "/usr/lib/apache2/modules"
+        text = APACHE_CONF.format(home=home, port=self.port, modules=modules, settings=settings)
+        conf.write_text(text)
+        super().__init__(
+            [need("apache2"), "-f", str(conf), "-DFOREGROUND"], home / "apache.log", home
+        )
         self.until(lambda: accepts(self.port))
+
+    def seen(self) -> list[tuple[str, int, str, str, int]]:
+        """(connection, nth request on it, method, path, status) of each request so far."""
+        rows = []
+        for line in self._access.read_text().splitlines():
+            connection, before, method, path, status = line.split(" ")
+            rows.append((connection, int(before) + 1, method, path, int(status)))
+        return rows
 
 
 @dataclass(frozen=True)

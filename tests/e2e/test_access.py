@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.daemon import Reply, command, fetch_on, toml, warmproxy_environ
-from tests.e2e.harness import Process, accepts, eventually, free_port
+from tests.e2e.daemon import Reply, fetch_on, toml
+from tests.e2e.harness import eventually, free_port
 from tests.e2e.test_limits import own_answer
 from warmproxy.errors import AddressDenied
 from warmproxy.net.dialer import Dialer
@@ -341,35 +341,20 @@ async def test_each_dial_asks_about_its_own_addresses(origin) -> None:
         connection.close()
 
 
-def test_a_name_that_moves_is_refused_where_it_leads_now(
-    origin, with_hosts, stack, tmp_path
-) -> None:
+def test_a_name_that_moves_is_refused_where_it_leads_now(warmproxy, origin, hosts) -> None:
     """DNS rebinding against the whole daemon: the name led to a server of this machine, which
     goes away, and leads to the metadata address when it is dialled again: 403."""
     web = origin()
-    hosts = tmp_path / "hosts"
-    hosts.write_text("127.0.0.1 localhost rebinds.test\n127.0.0.1 stays.test\n")
-    port, admin = free_port(), free_port()
-    daemon = command("run", "--listen", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}")
-    args = [*with_hosts(hosts), *daemon]
-    process = Process(args, tmp_path / "log", tmp_path, warmproxy_environ())
-    stack.callback(process.stop)
-    process.until(lambda: accepts(admin))
-
-    def ask() -> Reply:
-        client = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        try:
-            return fetch_on(client, f"http://rebinds.test:{web.port}/")
-        finally:
-            client.close()
-
-    assert ask().status == 200
-    hosts.write_text(f"127.0.0.1 localhost\n{METADATA} rebinds.test\n")
+    hosts.say({"rebinds.test": ["127.0.0.1"]})
+    proxy = warmproxy(inside=hosts.inside)
+    url = f"http://rebinds.test:{web.port}/"
+    assert proxy.fetch(url).status == 200
+    hosts.say({"rebinds.test": [METADATA]})
     web.down()
-    eventually(lambda: ask().status == 403, says=process.log)
-    own_answer(ask(), 403, "destination_ip_prohibited")
+    eventually(lambda: proxy.fetch(url).status == 403, says=proxy.log)
+    own_answer(proxy.fetch(url), 403, "destination_ip_prohibited")
     web.up()
-    own_answer(ask(), 403, "destination_ip_prohibited")
+    own_answer(proxy.fetch(url), 403, "destination_ip_prohibited")
     assert len(web.requests) == 1
 
 

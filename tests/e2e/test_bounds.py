@@ -10,8 +10,6 @@ import resource
 import selectors
 import socket
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,15 +18,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.daemon import Reply, fetch_on, read_reply, wait_warm, warmproxy_environ
+from tests.e2e.daemon import Reply, command, fetch_on, read_reply, wait_warm
 from tests.e2e.harness import (
     always,
     at,
     eventually,
     missing,
-    need,
     until_still,
 )
+from tests.e2e.netns import run_inside
 from tests.e2e.test_limits import own_answer
 
 LATE = 3.0
@@ -524,14 +522,9 @@ def test_max_buffer_while_a_request_waits(warmproxy, origin) -> None:
 
 # -- one client address -----------------------------------------------------------------------
 
-# Runs inside a network namespace, whose loopback interface has one more address.
+# Runs inside a network namespace: see netns.py.
 _IN_NAMESPACE = """
-import fcntl, http.client, json, socket, struct, subprocess, sys, time
-control = socket.socket()
-name = b"lo".ljust(16, b"\\0")
-fcntl.ioctl(control, 0x8914, name + struct.pack("h", 0x1 | 0x40))  # SIOCSIFFLAGS: up, running
-inet = struct.pack("HH4s8x", socket.AF_INET, 0, socket.inet_aton("10.11.12.13"))
-fcntl.ioctl(control, 0x8916, b"lo:1".ljust(16, b"\\0") + inet)  # SIOCSIFADDR
+import http.client, json, socket, subprocess, sys, time
 daemon = subprocess.Popen(sys.argv[1:], stderr=subprocess.STDOUT, stdout=open("log", "w"))
 
 def ask(host, port, target):
@@ -590,26 +583,12 @@ finally:
 @pytest.fixture(scope="module")
 def in_namespace(tmp_path_factory) -> dict:
     """What a client at an address that is not loopback was answered, in a network namespace."""
-    inside = [need("unshare"), "--user", "--map-root-user", "--net"]
-    if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
-        missing("the right to make a network namespace")
-    daemon = [sys.executable, "-m", "warmproxy", "run"]
     folder = tmp_path_factory.mktemp("namespace")
     (folder / "warmproxy.toml").write_text(
         'listen = ["0.0.0.0:3128"]\nallow_clients = ["10.0.0.0/8", "127.0.0.0/8"]\n'
         "max_clients_per_address = 3\n"
     )
-    ran = subprocess.run(
-        [*inside, sys.executable, "-c", _IN_NAMESPACE, *daemon, "--config", "warmproxy.toml"],
-        capture_output=True,
-        text=True,
-        timeout=40,
-        check=False,
-        cwd=folder,
-        env=warmproxy_environ(),
-    )
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
+    return run_inside(_IN_NAMESPACE, folder, *command("run", "--config", "warmproxy.toml"))
 
 
 def test_max_clients_per_address(in_namespace) -> None:

@@ -8,11 +8,13 @@ connections that have to be warm are those for tunnels, and the proxy adds no Vi
 """
 
 import os
+import re
 
 import pytest
 
-from tests.e2e.clients import CLIENTS
-from tests.e2e.harness import free_port, missing, need
+from tests.e2e.clients import CLIENTS, FORWARDING
+from tests.e2e.harness import ROOT, free_port, missing, need
+from tests.e2e.test_adapters import WAYS
 
 HOP_BY_HOP = ("proxy-connection", "proxy-authorization", "keep-alive", "te", "trailer")
 NAMES_THE_CLIENT = ("x-forwarded-for", "x-real-ip", "forwarded", "x-forwarded-host")
@@ -26,7 +28,7 @@ def test_client_over_http(warmproxy, origin, client, undici, name) -> None:
     tunnels = name == "node-fetch" and undici().tunnels_http
     proxy = warmproxy("--warm", f"{'https' if tunnels else 'http'}://{web.authority}=2")
     web.wait_open(2)
-    ran = client(name, f"{web.url}/page?q=1", proxy)
+    ran = client(name, f"{web.url}/page?q=1", proxy=proxy)
     assert ran.code == 0, ran.output
     assert web.token in ran.output
     request = next(r for r in web.requests if r.target == "/page?q=1")
@@ -48,7 +50,7 @@ def test_client_over_https(warmproxy, origin, client, authority, name) -> None:
     web = origin(tls=authority.server)
     proxy = warmproxy("--warm", f"{web.url}=2")
     web.wait_open(2)
-    ran = client(name, f"{web.url}/page", proxy)
+    ran = client(name, f"{web.url}/page", proxy=proxy)
     assert ran.code == 0, ran.output
     assert web.token in ran.output
     request = next(r for r in web.requests if r.target == "/page")
@@ -59,6 +61,18 @@ def test_client_over_https(warmproxy, origin, client, authority, name) -> None:
     assert proxy.count("warmproxy_acquires_total", outcome="fresh") >= 1
     assert proxy.count("warmproxy_acquires_total", outcome="dialled") == 0
     assert proxy.count("warmproxy_requests_total", code_class="5xx") == 0
+
+
+def test_the_page_has_each_client_and_way() -> None:
+    """The table in docs/clients.md has a row for each client of these tests, and says `no` to
+    forwarding where none shows it."""
+    page = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+    _, _, table = page.partition("| Client | Tunnel | Forwarded | Upgraded | Gateway |\n| ")
+    rows = [line.strip("| ").split(" | ") for line in table.partition("\n\n")[0].splitlines()[1:]]
+    forwarded = {re.sub(r"\W+", "-", row[0].lower()).strip("-"): row[2] != "no" for row in rows}
+    adapters = {way.__name__.removeprefix("with_") for way in WAYS}
+    assert forwarded == {name: name in FORWARDING or name in adapters for name in CLIENTS}
+    assert all(cell != "no" for row in rows for cell in (row[1], *row[3:]))
 
 
 def test_listens_on_ipv6_loopback(warmproxy, origin, run) -> None:

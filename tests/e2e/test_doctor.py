@@ -327,14 +327,13 @@ def test_slow_for_another_reason(doctor, origin) -> None:
     assert said["recommended"] is None
 
 
-def test_two_families(with_hosts, origin, run, tmp_path) -> None:
+def test_two_families(hosts, origin, run) -> None:
     """A name with an IPv4 and an IPv6 address, of which one is refused: both are told, and the
     other is examined."""
     web = origin()
-    hosts = tmp_path / "hosts"
-    hosts.write_text("127.0.0.1 localhost both.test\n::1 both.test\n")
+    hosts.say({"both.test": ["127.0.0.1", "::1"]})
     doctor = command("doctor", f"http://both.test:{web.port}", "--json", "--wait", "1")
-    ran = run([*with_hosts(hosts), *doctor], warmproxy_environ())
+    ran = run([*hosts.inside, *doctor], warmproxy_environ())
     assert ran.code == 0
     said = json.loads(ran.output)
     assert sorted(said["addresses"]) == ["127.0.0.1", "::1"]

@@ -47,7 +47,7 @@ def test_five_processes_without_a_session_never_wait_for_a_dial(
     proxy = warmproxy("--warm", f"{web.url}=2")
     web.wait_open(2)
     for n in range(1, 6):
-        ran = client(name, f"{web.url}/{n}", proxy)
+        ran = client(name, f"{web.url}/{n}", proxy=proxy)
         assert ran.code == 0, ran.output
         assert web.token in ran.output
         assert [r.target for r in web.requests] == [f"/{i}" for i in range(1, n + 1)]

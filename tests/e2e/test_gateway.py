@@ -1,19 +1,19 @@
-"""Clients that do not speak https to us: http:// that is upgraded, and gateways' base URLs."""
+"""Clients that leave TLS to us: whole https:// URLs, http:// that is upgraded, and gateways' base
+URLs."""
 
 import socket
-import sys
 import threading
 from typing import Any
 
 import pytest
 
-from tests.e2e.clients import CLIENTS
-from tests.e2e.daemon import Warmproxy, clean_environ
+from tests.e2e.clients import CLIENTS, FORWARDING
+from tests.e2e.conftest import Ran
+from tests.e2e.daemon import Warmproxy
 from tests.e2e.harness import eventually, free_port, missing, need
+from tests.e2e.netns import run_inside
 from tests.e2e.origins import Connection
 from tests.e2e.tls_origins import Pki, secure, shaken
-
-CLIENTS_OF_URLS = [name for name in CLIENTS if name != "chromium"]
 
 
 @pytest.fixture(scope="module")
@@ -72,26 +72,89 @@ def names_itself(connection: Connection, request: Any) -> None:
     )
 
 
-# -- upgraded http ----------------------------------------------------------------------------
+# -- real clients -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CLIENTS_OF_URLS)
-def test_clients_by_http_url(gate, client, undici, name) -> None:
-    """A real client asks for http://, its request arrives over TLS that was finished before the
-    client was started, with the origin's name, in origin-form."""
-    if name == "node-fetch" and undici().tunnels_http:
-        missing("undici >= 6.21, which sends http:// as a whole URL,")
-    ran = client(name, f"{gate.plain}/page?q=1", gate.proxy)
+def rode_on_warm_tls(gate: Gate, ran: Ran, *targets: str) -> None:
+    """The client got its answers, and its requests reached the origin in origin-form and with its
+    name, the first over TLS that was finished before the client was started and none by a dial."""
     assert ran.code == 0, ran.output
     assert gate.web.token in ran.output
-    request = next(r for r in gate.web.requests if r.target == "/page?q=1")
-    at = secure(request.connection).handshake_at
-    assert at is not None
-    assert at < ran.started_at
-    assert secure(request.connection).name == "localhost"
-    assert request.values("host") == [f"localhost:{gate.web.port}"]
+    asked = [r for r in gate.web.requests if r.target != "/favicon.ico"]
+    assert [r.target for r in asked] == list(targets)
+    its = secure(asked[0].connection)
+    assert its.handshake_at is not None
+    assert its.handshake_at < ran.started_at
+    assert its.name == "localhost"
+    for request in asked:
+        assert request.values("host") == [f"localhost:{gate.web.port}"]
+        assert request.values("upgrade") == []  # Java asks for h2c
     pool = gate.pool()
-    assert (pool["hits"], pool["misses"]) == (1, 0)
+    assert pool["hits"] >= len(targets)
+    assert pool["misses"] == 0
+
+
+@pytest.mark.parametrize("name", FORWARDING)
+def test_clients_by_whole_url(gate, client, name) -> None:
+    """A real client sends the whole https:// URL to the proxy."""
+    ran = client(name, f"{gate.secure}/page?q=1", proxy=gate.proxy, of=FORWARDING)
+    rode_on_warm_tls(gate, ran, "/page?q=1")
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_clients_by_http_url(gate, client, undici, name) -> None:
+    """A real client that has a proxy asks for http://, which is upgraded."""
+    if name == "node-fetch" and undici().tunnels_http:
+        missing("undici >= 6.21, which sends http:// as a whole URL,")
+    ran = client(name, f"{gate.plain}/page?q=1", proxy=gate.proxy)
+    rode_on_warm_tls(gate, ran, "/page?q=1")
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_clients_with_a_base_url(gate, client, name) -> None:
+    """A real client that knows no proxy asks a gateway, twice on one connection; Chromium, which
+    shows one page, once."""
+    targets = ["/page?n=0", "/page?n=1"][: 1 if name == "chromium" else 2]
+    ran = client(name, *(gate.base + target for target in targets))
+    rode_on_warm_tls(gate, ran, *targets)
+    assert ran.output.count(gate.web.token) == len(targets)
+    assert [r.nth for r in gate.web.requests][: len(targets)] == [1, 2][: len(targets)]
+
+
+PAGE = b"""<p id=said></p><script>
+const ask = new XMLHttpRequest();
+ask.open('POST', '/api', false);
+ask.send('from the page');
+document.getElementById('said').textContent = ask.responseText;
+</script>"""
+
+
+@pytest.mark.parametrize("way", ["upgraded", "gateway"])
+def test_a_browser_session(gate, client, way) -> None:
+    """Chromium follows the site's redirect to itself, and what its page then posts comes with the
+    Secure cookie and with Origin and Referer of the site, all over warm TLS."""
+
+    def site(connection: Connection, request: Any) -> None:
+        if request.target == "/login":
+            names_itself(connection, request)
+        elif request.target == "/api":
+            connection.read_body(request)
+            connection.reply(gate.web.token.encode())
+        else:
+            connection.reply(PAGE)
+
+    gate.web.answer = site
+    base, proxy = (gate.plain, gate.proxy) if way == "upgraded" else (gate.base, None)
+    ran = client("chromium", f"{base}/login", proxy=proxy)
+    rode_on_warm_tls(gate, ran, "/login", "/next?a", "/api")
+    api = next(r for r in gate.web.requests if r.target == "/api")
+    assert (api.method, bytes(api.body)) == ("POST", b"from the page")
+    assert sorted((api.header("cookie") or "").split("; ")) == ["a=1", "b=secure"]
+    assert api.header("origin") == gate.secure
+    assert api.header("referer") == f"{gate.secure}/next?a"
+
+
+# -- upgraded http ----------------------------------------------------------------------------
 
 
 def test_an_upgraded_exchange_names_https_to_the_origin(gate) -> None:
@@ -128,6 +191,56 @@ def test_a_curl_session_through_an_upgrade(gate, run, home) -> None:
     assert sorted(ran.output.split("; ")) == ["a=1", "b=secure"], ran.output
     assert [r.target for r in gate.web.requests] == ["/", "/next?a"]
     assert gate.pool()["misses"] == 0
+
+
+# Runs inside a network namespace: see netns.py. curl asks from loopback and from beyond.
+_FROM_BEYOND = """
+import json, subprocess, sys
+from pathlib import Path
+from tests.e2e.daemon import Warmproxy
+from tests.e2e.netns import ADDRESS
+from tests.e2e.origins import Origin
+from tests.e2e.tls_origins import Pki
+
+curl, remote = sys.argv[1], sys.argv[2] == "True"
+here = Path()
+pki = Pki(here)
+web = Origin(tls=pki.server())
+upstream = {
+    "url": web.url, "warm": 1, "upgrade": True, "upgrade_remote": remote, "ca_file": "ca.pem"
+}
+networks = ["127.0.0.0/8", "10.0.0.0/8"]
+config = {"allow_clients": networks, "upstream": [upstream]}
+proxy = Warmproxy(here, config=config, listen="0.0.0.0")
+
+def ask(name, host):
+    url = f"http://{web.authority}/{name}"
+    args = [curl, "-sS", "-i", "--noproxy", "", "-x", f"http://{host}:{proxy.port}", url]
+    return subprocess.run(args, capture_output=True, text=True, check=True).stdout
+
+try:
+    said = {name: ask(name, host) for name, host in (("beyond", ADDRESS), ("here", "127.0.0.1"))}
+    print(json.dumps({"said": said, "heard": [r.target for r in web.requests]}))
+finally:
+    proxy.stop()
+    web.close()
+"""
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_an_upgrade_for_a_client_beyond_loopback(tmp_path, remote) -> None:
+    """A client at an address that is not loopback, which may use the proxy, gets a 403 for an
+    upgraded http:// and the origin hears nothing of it, unless upgrade_remote allows it."""
+    found = run_inside(_FROM_BEYOND, tmp_path, need("curl"), str(remote))
+    beyond, here = found["said"]["beyond"], found["said"]["here"]
+    assert here.startswith("HTTP/1.1 200 ")
+    if remote:
+        assert beyond.startswith("HTTP/1.1 200 ")
+    else:
+        assert beyond.startswith("HTTP/1.1 403 ")
+        assert "error=http_request_denied" in beyond
+        assert "upgrade_remote" in beyond
+    assert found["heard"] == (["/beyond", "/here"] if remote else ["/here"])
 
 
 # -- gateways ---------------------------------------------------------------------------------
@@ -196,51 +309,6 @@ def test_a_gateway_to_a_plain_upstream(warmproxy, origin) -> None:
     assert (request.method, request.target) == ("OPTIONS", "*")
     assert request.values("host") == [web.authority]
     assert proxy.pool(web.url)["hits"] == 1
-
-
-REQUESTS = """
-import sys, requests
-with requests.Session() as session:
-    for n in range(2):
-        print(session.get(f"{sys.argv[1]}/page?n={n}", timeout=20).text)
-"""
-
-HTTPX = """
-import sys, httpx
-with httpx.Client(base_url=sys.argv[1], timeout=20) as client:
-    for n in range(2):
-        print(client.get(f"/page?n={n}").text)
-"""
-
-NODE = """
-const ask = (n) => fetch(`${process.argv[1]}/page?n=${n}`).then((answer) => answer.text());
-ask(0).then((text) => { console.log(text); return ask(1); }).then((text) => console.log(text));
-"""
-
-PROGRAMS = {
-    "curl": lambda base: [need("curl"), "-sS", f"{base}/page?n=[0-1]"],
-    "wget": lambda base: [need("wget"), "-q", "-O", "-", f"{base}/page?n=0", f"{base}/page?n=1"],
-    "requests": lambda base: [sys.executable, "-c", REQUESTS, base],
-    "httpx": lambda base: [sys.executable, "-c", HTTPX, base],
-    "node": lambda base: [need("node"), "-e", NODE, base],
-}
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_programs_with_a_base_url(gate, run, name) -> None:
-    """Programs that know no proxy, only a base URL: their requests ride on TLS that was finished
-    before the program was started, both on one connection."""
-    ran = run(PROGRAMS[name](gate.base), clean_environ())
-    assert ran.code == 0, ran.output
-    assert ran.output.count(gate.web.token) == 2
-    first, second = gate.web.requests
-    assert [first.target, second.target] == ["/page?n=0", "/page?n=1"]
-    assert first.connection is second.connection
-    at = secure(first.connection).handshake_at
-    assert at is not None
-    assert at < ran.started_at
-    pool = gate.pool()
-    assert (pool["hits"], pool["misses"]) == (2, 0)
 
 
 def test_a_websocket_by_a_gateway(stack, warmproxy, authority) -> None:

@@ -316,6 +316,26 @@ def test_an_origin_that_hangs_up_on_accept_does_not_cause_a_storm(warmproxy, ori
     web.wait_open(4)
 
 
+def test_a_very_short_idle_limit_costs_no_more_dials_than_the_budget(warmproxy, origin) -> None:
+    """An origin that closes idle connections after 0.6 s: they are kept warm all the same, with
+    2 x warm dials a second at the most, and one line says what that costs."""
+    warm = 10
+    web = origin(idle_fresh=0.6)
+    proxy = warmproxy("--warm", f"{web.url}={warm}")
+    eventually(lambda: proxy.log_lines(str(web.port), "churning"), says=proxy.log)
+    before, began = len(web.connections), time.monotonic()
+
+    def bounded() -> bool:
+        dials = len(web.connections) - before
+        return dials <= 2 * warm * (time.monotonic() - began + 2)
+
+    always(bounded, 5, lambda: f"{len(web.connections) - before} dials: {proxy.log()}")
+    assert len(web.connections) - before > 2 * warm, "it was to be kept warm"
+    eventually(lambda: len(web.idle_connections()) >= warm)
+    (line,) = proxy.log_lines(str(web.port), "churning")
+    assert "dials_per_minute" in line
+
+
 def test_a_tls_origin_keeps_raw_connections_for_tunnels(warmproxy, origin, authority) -> None:
     """`https://h=N` holds N connections without any TLS on them, whose handshake is the client's
     own; an origin that resets them before it is made up for like any other."""

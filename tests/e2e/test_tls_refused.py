@@ -4,21 +4,23 @@ What an origin heard is judged by the bytes on its socket: `Deaf` records all of
 with TLS or with something else.
 """
 
+import contextlib
+import http.client
 import json
-import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.e2e.daemon import Warmproxy
+from tests.e2e.daemon import Warmproxy, fetch_on
 from tests.e2e.harness import eventually, free_port, missing
-from tests.e2e.origins import Connection
-from tests.e2e.tls_origins import NAMES, VERSIONS, Pki
+from tests.e2e.origins import Connection, Origin
+from tests.e2e.tls_origins import NAMES, VERSIONS, Pki, shaken
 
 CERTIFICATE, PROTOCOL = "tls_certificate_error", "tls_protocol_error"
 SECRET = "sent-by-mistake"
+BOTH = pytest.mark.parametrize("version", ["1.2", "1.3"])
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +47,14 @@ CERTIFICATES: dict[str, tuple[Callable[[Pki], Any], str]] = {
 
 
 def refused(proxy: Warmproxy, url: str, error: str, says: str = "") -> None:
-    """A GET and a POST are each answered 502 for that reason."""
+    """A GET and a POST to the proxy are each answered 502 for that reason."""
+    refused_at(proxy, proxy.port, url, error, says)
+
+
+def refused_at(proxy: Warmproxy, port: int, url: str, error: str, says: str) -> None:
     for method, body in (("GET", None), ("POST", SECRET.encode())):
-        reply = proxy.fetch(f"{url}/{SECRET}", method, body)
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, 20)) as client:
+            reply = fetch_on(client, f"{url}/{SECRET}", method, body)
         status = reply.headers["Proxy-Status"]
         assert reply.status == 502, (reply, proxy.log())
         assert f"error={error};" in status, status
@@ -55,37 +62,67 @@ def refused(proxy: Warmproxy, url: str, error: str, says: str = "") -> None:
     assert proxy.count("warmproxy_dials_total", result="tls") >= 1
 
 
+class EachWay:
+    """A daemon that has one upstream, whose `tls` connections it cannot get: forwarded, upgraded
+    and behind a gateway."""
+
+    def __init__(self, warmproxy: Any, web: Origin, **settings: Any) -> None:
+        self.web = web
+        self.port = free_port()
+        upstream = {"url": web.url, "warm": 0, "upgrade": True, **settings}
+        gateway = {"listen": f"127.0.0.1:{self.port}", "upstream": web.url}
+        config = {"ready_timeout": 0, "upstream": [upstream], "gateway": [gateway]}
+        self.proxy: Warmproxy = warmproxy(config=config)
+
+    def refused(self, error: str, says: str) -> None:
+        """Each way is refused, no handshake came to its end and so no byte was for the origin."""
+        refused(self.proxy, self.web.url, error, says)
+        refused(self.proxy, f"http://{self.web.authority}", error, says)
+        refused_at(self.proxy, self.port, "", error, says)
+        assert self.web.requests == []
+        assert self.web.connections
+        assert not any(map(shaken, self.web.connections))
+        assert self.proxy.log_lines("dial_failed", says)
+
+    def served(self) -> None:
+        """Each way leads to the origin."""
+        for port, url in (
+            (self.proxy.port, self.web.url),
+            (self.proxy.port, f"http://{self.web.authority}"),
+            (self.port, ""),
+        ):
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, 20)) as client:
+                assert fetch_on(client, f"{url}/").text == self.web.greeting
+
+
+@BOTH
 @pytest.mark.parametrize("what", CERTIFICATES)
-def test_row_46_an_untrusted_certificate(warmproxy, origin, pki, what) -> None:
-    """Row 46: a certificate that does not prove the name is refused on pools that are to be warm
-    and on those that are not, in TLS 1.2 and 1.3; the handshake ends before anything is sent."""
+def test_row_46_an_untrusted_certificate(warmproxy, origin, pki, what, version) -> None:
+    """Row 46: a certificate that does not prove the name is refused each way; the handshake ends
+    before anything is sent."""
     make, says = CERTIFICATES[what]
-    certificate = make(pki)
-    webs = [origin(tls=pki.server(certificate, version=v)) for v in ("1.2", "1.3")]
-    upstreams = [
-        {"url": web.url, "warm": 0, "tls": tls, "ca_file": str(pki.file)}
-        for web, tls in zip(webs, (0, 1), strict=True)
-    ]
-    proxy = warmproxy(config={"ready_timeout": 0, "upstream": upstreams})
-    for web in webs:
-        refused(proxy, web.url, CERTIFICATE, says)
-        assert web.requests == []
-        assert all(not c.requests for c in web.connections)
-    cold = proxy.pools()[webs[1].url]
-    assert (cold["fresh"], cold["dials_failed"] > 0) == (0, True)
-    assert proxy.log_lines("dial_failed", says)
+    web = origin(tls=pki.server(make(pki), version=version))
+    EachWay(warmproxy, web, tls=0, ca_file=str(pki.file)).refused(CERTIFICATE, says)
 
 
-def test_a_revoked_certificate(warmproxy, origin, pki) -> None:
-    """With crl_file a certificate that its authority has revoked is refused, and one that it has
-    not is served."""
+def test_a_pool_that_is_to_be_warm(warmproxy, origin, pki) -> None:
+    """The same where connections are to be held: there is none, the failures are counted."""
+    web = origin(tls=pki.server(pki.issue("other.example")))
+    gate = EachWay(warmproxy, web, tls=1, ca_file=str(pki.file))
+    gate.refused(CERTIFICATE, "mismatch")
+    pool = gate.proxy.pools()[web.url]
+    assert (pool["fresh"], pool["dials_failed"] > 0) == (0, True)
+
+
+@BOTH
+def test_a_revoked_certificate(warmproxy, origin, pki, version) -> None:
+    """With crl_file a certificate that its authority has revoked is refused each way, and one that
+    it has not is served."""
     revoked, good = pki.issue(*NAMES), pki.issue(*NAMES)
-    bad_web, good_web = (origin(tls=pki.server(cert)) for cert in (revoked, good))
     trust = {"ca_file": str(pki.file), "crl_file": str(pki.revoke(revoked))}
-    proxy = warmproxy(config={"defaults": trust})
-    refused(proxy, bad_web.url, CERTIFICATE, "revoked")
-    assert bad_web.requests == []
-    assert proxy.fetch(f"{good_web.url}/").text == good_web.greeting
+    web = origin(tls=pki.server(revoked, version=version))
+    EachWay(warmproxy, web, **trust).refused(CERTIFICATE, "revoked")
+    EachWay(warmproxy, origin(tls=pki.server(good, version=version)), **trust).served()
 
 
 def test_the_systems_authorities_do_not_know_ours(warmproxy, origin, pki) -> None:
@@ -99,43 +136,18 @@ def test_the_systems_authorities_do_not_know_ours(warmproxy, origin, pki) -> Non
     assert trusting.fetch(f"{web.url}/").text == web.greeting
 
 
-def test_gateways_and_upgrades_verify_too(warmproxy, origin, pki) -> None:
-    """The same through a gateway and by an upgraded http://."""
-    web = origin(tls=pki.server(pki.issue("other.example")))
-    port = free_port()
-    proxy = warmproxy(
-        config={
-            "ready_timeout": 0,
-            "upstream": [
-                {"url": web.url, "warm": 1, "upgrade": True, "ca_file": str(pki.file)},
-            ],
-            "gateway": [{"listen": f"127.0.0.1:{port}", "upstream": web.url}],
-        }
-    )
-    refused(proxy, f"http://{web.authority}", CERTIFICATE, "mismatch")
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
-        sock.sendall(f"GET /{SECRET} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-        answer = sock.makefile("rb").read()
-    assert answer.startswith(b"HTTP/1.1 502 ")
-    assert CERTIFICATE.encode() in answer
-    assert web.requests == []
-
-
 # -- versions ---------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
 @pytest.mark.parametrize(("offers", "minimum"), [("1.1", "1.2"), ("1.2", "1.3")])
 def test_a_version_that_is_too_old(warmproxy, origin, pki, offers, minimum) -> None:
-    """TLS below 1.2, or below tls_minimum, is not spoken."""
+    """TLS below 1.2, or below tls_minimum, is not spoken, whichever way."""
     context = pki.server(version=offers)
     if offers == "1.1" and not speaks(VERSIONS["1.1"]):
         missing("an OpenSSL that speaks TLS 1.1")
     web = origin(tls=context)
-    settings = {"url": web.url, "warm": 0, "tls_minimum": minimum, "ca_file": str(pki.file)}
-    proxy = warmproxy(config={"upstream": [settings]})
-    refused(proxy, web.url, PROTOCOL, "version")
-    assert web.requests == []
+    EachWay(warmproxy, web, tls_minimum=minimum, ca_file=str(pki.file)).refused(PROTOCOL, "version")
 
 
 def speaks(version: ssl.TLSVersion) -> bool:

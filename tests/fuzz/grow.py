@@ -164,6 +164,7 @@ WORDS: dict[str, tuple[bytes, ...]] = {
 _KEYS = sorted({name for table in TABLES.values() for name in table})
 _VARIABLES = sorted({each.variable for each in describe() if each.variable})
 _VALUES = (
+    *('"auto"', '"1m"', '"* * * * *"', '"CET"', '[{at = "1 2 * * *", count = 1, for = 3}]'),
     *("0", "1", "2", "-1", "1.5", "1e9", "1e400", "nan", "inf", "-inf", "true", "false", "yes"),
     *('""', '"a"', "[]", "[1]", '["a"]', "{}", "{a = 1}", '"127.0.0.1:1"', '["127.0.0.1:1"]'),
     *('"http://h"', '"https://h:1"', '"http://u:s3cret@h"', '"http://[::1]:81/"', "9" * 30),
@@ -267,7 +268,9 @@ def settings_input(random: Random) -> bytes:
         chance = random.random()
         if chance < 0.15:
             lines.append("[[upstream]]")
-        elif chance < 0.25:
+        elif chance < 0.2:
+            lines.append("[[upstream.warm_at]]")
+        elif chance < 0.3:
             lines.append(random.choice(("[defaults]", "[upstream]", "[[defaults]]", "[x]", "# x")))
         else:
             lines.append(f"{random.choice(_KEYS)} = {random.choice(_VALUES)}")

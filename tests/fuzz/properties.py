@@ -481,16 +481,31 @@ FLAGS = frozenset(Settings.__struct_fields__) - {"upstream", "defaults"}
 
 def _written(settings: Settings) -> str:
     lines = [f"{name} = {toml_value(getattr(settings, name))}" for name in sorted(FLAGS)]
+    defaults = settings.defaults
     lines.append("[defaults]")
-    lines += [f"{n} = {toml_value(getattr(settings.defaults, n))}" for n in _ORIGIN]
+    lines += _lines(defaults, OriginSettings())
     for upstream in settings.upstream:
         lines.append("[[upstream]]")
-        names = upstream.__struct_fields__
-        lines += [f"{name} = {toml_value(getattr(upstream, name))}" for name in names]
+        lines += _lines(upstream, defaults if "auto" in (upstream.warm, upstream.tls) else upstream)
+        for window in upstream.warm_at:
+            lines.append("[[upstream.warm_at]]")
+            lines += [f"{name} = {toml_value(getattr(window, name))}" for name in ("at", "count")]
+            lines += [f"tls = {window.tls}", f"for = {toml_value(window.length)}"]
     return "\n".join(lines) + "\n"
 
 
-_ORIGIN = OriginSettings.__struct_fields__
+def _lines(settings: OriginSettings, known: OriginSettings) -> list[str]:
+    """All of a table's plain values; the limits of auto only where they differ from those that are
+    known to hold there without a word: they may be too high for max_connections."""
+    return [
+        f"{name} = {toml_value(value)}"
+        for name in settings.__struct_fields__
+        if name != "warm_at"
+        and ((value := getattr(settings, name)) != getattr(known, name) or name not in _OF_AUTO)
+    ]
+
+
+_OF_AUTO = ("warm_min", "warm_max")
 
 
 # ── exchanges ────────────────────────────────────────────────────────────────────────────────

@@ -9,8 +9,9 @@ from warmproxy.observe import CloseReason
 from warmproxy.policy import retire
 from warmproxy.policy.access import Access, is_loopback
 from warmproxy.policy.backoff import Backoff, DialBudget
+from warmproxy.policy.priming import IN_A_ROW, LEFT_OUT, Priming
 from warmproxy.policy.retry import Prefer, is_idempotent, may_repeat, preference
-from warmproxy.policy.sizing import Learned
+from warmproxy.policy.sizing import Fixed, Learned
 
 
 def test_full_jitter_reaches_from_nothing_to_the_doubled_ceiling():
@@ -86,7 +87,7 @@ def test_methods_in_lower_case_are_other_methods():
 
 
 def test_an_origin_is_learned_after_k_requests_in_the_window_and_forgotten_in_the_quiet():
-    sizing = Learned(requests=3, window=60.0, count=2, quiet=300.0)
+    sizing = Learned(3, 60.0, 300.0, Fixed(2))
     for now in (0.0, 50.0, 100.0):
         sizing.asked(now, 0)
     assert sizing.target_idle(100.0, 0, 0.0, inf) == 0, "three, but not within a minute"
@@ -98,7 +99,7 @@ def test_an_origin_is_learned_after_k_requests_in_the_window_and_forgotten_in_th
 
 
 def test_learning_can_be_switched_off():
-    sizing = Learned(requests=0, window=60.0, count=2, quiet=300.0)
+    sizing = Learned(0, 60.0, 300.0, Fixed(2))
     for _ in range(10):
         sizing.asked(1.0, 0)
     assert sizing.target_idle(1.0, 0, 0.0, inf) == 0
@@ -143,3 +144,18 @@ def test_credentials_must_be_ours(value):
     access.check_credentials(b"basic dXNlcjpzZWNyZXQ=")
     with pytest.raises(CredentialsRequired):
         access.check_credentials(value)
+
+
+def test_priming_is_given_up_after_losses_in_a_row_and_tried_again_on_one_connection():
+    priming = Priming()
+    for _ in range(2):
+        assert [priming.lost(1.0) for _ in range(IN_A_ROW - 1)] == [False] * (IN_A_ROW - 1)
+        priming.survived()
+    for _ in range(IN_A_ROW - 1):
+        priming.lost(2.0)
+    assert priming.wanted(2.0)
+    assert priming.lost(2.0), "that is news"
+    assert not priming.wanted(2.0)
+    assert not priming.lost(3.0), "one that was under way is none"
+    assert priming.wanted(2.0 + LEFT_OUT)
+    assert priming.lost(2.0 + LEFT_OUT), "one more is enough"

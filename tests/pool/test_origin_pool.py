@@ -35,6 +35,9 @@ class Said(Observer):
     def churning(self, origin, closes, retry_in):
         self.events.append(f"churning {closes}")
 
+    def costly(self, origin, limit, dials):
+        self.events.append(f"costly {limit:g} {dials:g}")
+
     def held_back(self, origin, why, seconds):
         self.events.append(f"held_back {seconds:g}")
 
@@ -361,6 +364,24 @@ def test_connections_that_die_at_once_are_churn_and_back_off_once_per_wave():
     dial(pool, 4, 0.2)
     assert pool.plan(0.3).dials == 0, "the probe has not lived long enough to trust the origin"
     assert pool.plan(0.8).dials == 2, "it has"
+
+
+@pytest.mark.parametrize(
+    ("warm", "age", "rate", "said"),
+    [
+        (10, 0.6, 20.0, ["costly 0.6 1200"]),  # as many as the budget allows
+        (2, 0.6, 4.0, ["costly 0.6 240"]),
+        (2, 5.0, 4.0, []),
+    ],
+)
+def test_a_limit_that_makes_warm_connections_cost_many_dials_is_said_once(warm, age, rate, said):
+    heard = Said()
+    pool = make(warm, observer=heard, rate=rate)
+    for conn in range(1, 40):
+        now = conn * age
+        dial(pool, conn, now)
+        pool.closed(conn, CloseReason.UPSTREAM_EOF, now + age)
+    assert heard.events == said
 
 
 def test_a_release_never_evicts_for_surplus():

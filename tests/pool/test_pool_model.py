@@ -147,7 +147,13 @@ class PoolMachine(RuleBasedStateMachine):
         if conn == -1:
             return
         if conn is None:
-            fit = [c for c, used in self.idle.items() if not (used and prefer is Prefer.FRESH_ONLY)]
+            room = self.pool.open + len(self.waiting) < CAP
+            spared = room and self.pool.guard.is_probing(self.now)  # a probe stays where it is
+            fit = [
+                c
+                for c, used in self.idle.items()
+                if not (used and prefer is Prefer.FRESH_ONLY) and not (spared and not used)
+            ]
             assert not fit, "an idle connection beside a waiter that may have it"
             self.waiting[waiter] = prefer
         else:
@@ -187,6 +193,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert pool.fresh == sum(not used for used in self.idle.values())
         assert pool.used == sum(self.idle.values())
         assert pool.active == len(self.active)
+        assert pool.taken == list(self.active.values()).count(-1)
         assert pool.canaries == len(self.canaries)
         assert pool.waiting == len(self.waiting)
         assert pool.dialling == self.dialling
@@ -216,6 +223,7 @@ class PoolMachine(RuleBasedStateMachine):
         for waiter in list(self.waiting):
             self.cancel_all(waiter)
         self.now = max(self.now, self.pool.guard.until)  # left alone long enough
+        self.pool.located(frozenset(), self.now)  # where no probe stays, none proves anything
         for _ in range(200):
             while self.dialling:
                 self.dial_succeeds()

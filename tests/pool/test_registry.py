@@ -5,6 +5,7 @@ from math import inf
 from warmproxy.observe import CloseReason, Observer, Tally
 from warmproxy.origin import origin
 from warmproxy.policy.retry import Prefer
+from warmproxy.policy.sizing import Auto
 from warmproxy.pool.registry import Registry, tallies
 from warmproxy.settings import Settings, UpstreamSettings
 
@@ -52,6 +53,42 @@ def test_an_https_upstream_has_a_pool_for_tunnels_and_one_for_finished_tls_where
     assert origins(upgrade=True)[1] == [("tcp://a:443", 2), ("https://a:443", 2)]
 
 
+def test_auto_is_sized_between_its_limits_for_each_of_an_upstreams_two_pools():
+    config = UpstreamSettings(
+        url="https://a", warm="auto", tls="auto", warm_min=3, warm_max=50, max_connections=8
+    )
+    registry: Registry[int, str] = Registry(
+        Settings(upstream=(config,)), Observer(), lambda: 0.5, 0.0
+    )
+    for pool in registry:
+        assert isinstance(pool.sizing, Auto)
+        assert (pool.sizing.warm_min, pool.sizing.warm_max) == (3, 8)
+        assert pool.target_idle(0.0) == 3
+        assert pool.plan(0.0).dials == 3
+    assert len(registry) == 2
+
+
+def test_an_origin_has_its_settings_before_it_has_a_pool():
+    config = UpstreamSettings(url="https://a", max_connections=7)
+    registry: Registry[int, str] = Registry(
+        Settings(upstream=(config,)), Observer(), lambda: 0.5, 0.0
+    )
+    secure = config.secure_origin
+    assert secure is not None
+    assert registry.settings_of(secure) is config
+    assert registry.settings_of(config.origin) is config
+    assert registry.settings_of(B) is not config
+    assert len(registry) == 1
+
+
+def test_it_is_full_when_every_origin_would_be_missed():
+    registry = make(max_origins=2)
+    registry.use(B, 0.0)
+    assert not registry.is_full(), "nobody would miss one of the two"
+    registry.use(B, 0.0).boost(1, 10.0, "asked", 0.0)
+    assert registry.is_full()
+
+
 def test_an_origin_gets_a_pool_with_its_first_use_and_is_not_warmed_for_it():
     registry = make()
     pool = registry.use(B, 0.0)
@@ -66,7 +103,7 @@ def test_an_origin_that_is_asked_often_is_warmed_until_it_is_quiet():
     for now in (0.0, 1.0):
         pool.acquire(f"w{now}", Prefer.USED, now, lambda conn: None)
         pool.cancel(f"w{now}")
-    assert pool.plan(1.0).dials == 2
+    assert pool.plan(1.0).dials == 1, "as many as were asked for at once"
     assert pool.plan(1.0).wake_at <= 61.0
     assert pool.plan(61.0).dials == 0
 
@@ -97,6 +134,19 @@ def test_pools_with_a_lease_and_configured_ones_stay():
     assert make(max_origins=2).beyond_cap() == []
 
 
+def test_the_pools_of_a_host_are_found_while_they_are_there():
+    registry = make()
+    tunnels = registry.use(origin("tcp", A.host, 443), 0.0)
+    assert registry.at(A.host) == [registry.find(A), tunnels]
+    assert registry.at("nowhere") == []
+    registry.let_go(tunnels)
+    assert registry.at(A.host) == [registry.find(A)]
+    other = registry.use(B, 0.0)
+    assert registry.at(B.host) == [other]
+    registry.let_go(other)
+    assert registry.at(B.host) == []
+
+
 def test_what_a_pool_counted_stays_in_the_sums_when_it_is_let_go():
     registry = make()
     fill(registry, B, 1)
@@ -109,23 +159,39 @@ def test_what_a_pool_counted_stays_in_the_sums_when_it_is_let_go():
     assert registry.forgotten.idle_socket_seconds == 5.0
 
 
+def test_pools_of_one_host_and_port_are_in_one_place_which_goes_with_the_last():
+    registry = make()
+    raw, tls = origin("tcp", "b", 443), origin("https", "b", 443, "")
+    pools = [registry.use(raw, 0.0), registry.use(tls, 0.0)]
+    site = registry.site(raw)
+    assert registry.site(tls) is site
+    assert site.pools == pools
+    registry.use(B, 0.0)
+    assert registry.site(B) is not site
+    registry.let_go(pools[0])
+    assert registry.site(tls).pools == pools[1:]
+    registry.let_go(pools[1])
+    registry.use(tls, 0.0)
+    assert registry.site(tls) is not site
+
+
 def test_room_is_made_at_the_cost_of_the_origin_used_longest_ago_and_not_of_configured_ones():
     registry = make()
     for number, of in enumerate((A, B, C)):
         fill(registry, of, number + 1)
-    found = registry.least_recent_with_idle(beside=B)
+    found = registry.least_recent_with_idle()
     assert found is not None
-    assert found.origin == C
+    assert found.origin == B
     registry.use(B, 0.0)
     found = registry.least_recent_with_idle()
     assert found is not None
     assert found.origin == C
     only = make()
+    assert only.least_recent_with_idle() is None
     fill(only, A, 1)
-    found = only.least_recent_with_idle(beside=B)
+    found = only.least_recent_with_idle()
     assert found is not None
     assert found.origin == A
-    assert only.least_recent_with_idle(beside=A) is None
 
 
 def test_labels_are_the_configured_origins_and_one_for_all_the_rest():

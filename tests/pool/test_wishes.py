@@ -7,6 +7,7 @@ from warmproxy.observe import CloseReason
 from warmproxy.origin import origin
 from warmproxy.policy.learn import Known
 from warmproxy.policy.retry import Prefer
+from warmproxy.policy.sizing import Fixed
 
 
 def dial_to(pool: Pool, conn: int, place: str, now: float = 0.0) -> None:
@@ -87,12 +88,12 @@ def test_a_request_to_an_origin_left_alone_is_dialled_and_its_connection_goes_af
     assert pool.plan(3.0).evict == ((1, CloseReason.HARMFUL),)
 
 
-def test_the_pool_comes_back_when_it_was_alone_long_enough():
+def test_the_pool_comes_back_with_one_connection_when_it_was_alone_long_enough():
     pool = make(3)
     pool.harmed("why", 1.0)
     carry_out(pool, 1.0)
     plan = pool.plan(601.0)
-    assert (plan.dials, plan.evict) == (3, ())
+    assert (plan.dials, plan.evict) == (1, ())
 
 
 def test_a_second_harm_doubles_the_time_and_one_meanwhile_does_not():
@@ -179,11 +180,84 @@ def test_what_is_taken_for_ourselves_is_no_acquire_and_comes_back_used():
     assert (pool.fresh, pool.used) == (1, 1)
 
 
-def test_a_primed_connection_is_a_used_one():
-    pool = make(1)
-    pool.dial_started(0.0)
-    assert pool.dial_succeeded(1, RTT, 0.0, primed=True) is None
-    assert (pool.fresh, pool.used) == (0, 1)
+def test_nothing_is_dialled_in_the_place_of_what_is_taken_for_ourselves():
+    pool = filled(2)
+    pool.take(1, 1.0)
+    assert pool.plan(1.0).dials == 0
+    assert pool.settled_until(1.0) > 1.0
+    pool.closed(1, CloseReason.NOT_REUSABLE, 1.0)
+    assert pool.settled_until(1.0) == 1.0
+
+
+def test_a_request_does_not_wait_for_what_is_taken_for_ourselves_but_may_have_it():
+    pool = filled(1)
+    pool.take(1, 1.0)
+    assert pool.acquire("w", Prefer.USED, 1.0, alive) is None
+    assert pool.plan(1.0).dials == 1
+    assert pool.release(1, 1.1) == "w"
+
+
+def test_what_is_taken_for_ourselves_is_no_demand():
+    asked: list[int] = []
+
+    class Heard(Fixed):
+        def asked(self, now: float, active: int) -> None:
+            asked.append(active)
+
+        def target_idle(self, now: float, active: int, dial: float, lives: float) -> int:
+            asked.append(active)
+            return 2
+
+    pool = make(2)
+    pool.sizing = Heard(2)
+    for conn in (1, 2):
+        dial(pool, conn)
+    pool.take(1, 1.0)
+    pool.acquire("w", Prefer.USED, 1.0, alive)
+    assert max(asked) == 0
+    pool.target_idle(1.0)
+    assert max(asked) == 1
+
+
+def test_a_fresh_connection_that_dies_of_our_request_slows_refills_and_a_used_one_does_not():
+    pool = filled(2)
+    used(pool, 2)
+    pool.take(2, 1.0)
+    pool.closed(2, CloseReason.NOT_REUSABLE, 1.0)
+    assert pool.churn.failures == 0
+    pool.take(1, 1.0)
+    pool.closed(1, CloseReason.NOT_REUSABLE, 1.0)
+    assert pool.churn.failures == 1
+    assert pool.plan(1.0).dials == 0
+    assert pool.plan(pool.churn.not_before).dials == 1
+
+
+def test_what_only_we_have_used_is_wasted():
+    pool = filled(2)
+    pool.take(1, 1.0)
+    pool.release(1, 1.0)
+    pool.closed(1, CloseReason.UPSTREAM_EOF, 2.0)
+    assert pool.tally.dials_wasted == 1
+    used(pool, 2)
+    pool.closed(2, CloseReason.UPSTREAM_EOF, 2.0)
+    assert pool.tally.dials_wasted == 1
+
+
+def test_the_one_that_is_idle_longest_is_found_among_those_that_may_stay():
+    pool = make(3)
+    assert pool.idle_longest() is None
+    for conn in (1, 2, 3):
+        dial_to(pool, conn, "10.0.0.1" if conn == 1 else "10.0.0.2", now=float(conn))
+    assert pool.idle_longest() == (1, 1.0)
+    pool.suspect("10.0.0.1", 4.0)
+    pool.plan(4.0)
+    assert pool.idle_longest() == (2, 2.0)
+    pool.take(2, 5.0)
+    pool.release(2, 5.0)
+    assert pool.idle_longest() == (3, 3.0)
+    pool.take(3, 6.0)
+    pool.release(3, 6.0)
+    assert pool.idle_longest() == (2, 5.0)
 
 
 def test_an_announced_limit_replaces_the_used_connection_before_its_time():

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from warmproxy.errors import BadRequest, BadResponse, WarmproxyError
 from warmproxy.protocol import heads
 from warmproxy.protocol.headers import judge_request, judge_response
-from warmproxy.protocol.heads import HeadBuffer, parse_request_head, parse_response_head
+from warmproxy.protocol.heads import (
+    HeadBuffer,
+    parse_request_head,
+    parse_response_head,
+    read_status,
+)
 from warmproxy.protocol.messages import RequestHead, ResponseHead
 
 REQUEST = (
@@ -612,3 +617,21 @@ def test_near_misses_are_refused_in_linear_time() -> None:
         assert heads._fast_request(block) is None
     many = b"GET / HTTP/1.0\r\n" + b"a: b\r\n" * 10_000 + b"\x01\r\n\r\n"
     assert heads._fast_request(many) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\r\n", 503),
+        (b"HTTP/1.0 408 \r\n", 408),
+        (b"HTTP/1.1 429\r\n", 429),
+        (b"HTTP/1.1 503 Service Unav", None),
+        (b"HTTP/1.1 50\r\n", None),
+        (b"HTTP/1.1  503 No\r\n", None),
+        (b" HTTP/1.1 503 No\r\n", None),
+        (b"SSH-2.0-OpenSSH_9\r\n", None),
+        (b"", None),
+    ],
+)
+def test_the_status_of_an_unasked_response_is_read_from_a_whole_line_only(said, status):
+    assert read_status(said) == status

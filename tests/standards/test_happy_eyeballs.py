@@ -12,7 +12,8 @@ import pytest
 import uvloop
 
 from tests.e2e.harness import count_sockets_to, free_port
-from warmproxy.net.dialer import ATTEMPT_DELAY, Dialer, Dialled
+from warmproxy.net.dialer import Dialer, Dialled
+from warmproxy.net.race import ATTEMPT_DELAY
 from warmproxy.net.resolver import AddrInfo, Resolver
 from warmproxy.net.tls import Contexts
 from warmproxy.origin import origin
@@ -29,14 +30,10 @@ class Told(Resolver):
     def __init__(self, loop: asyncio.AbstractEventLoop, addresses: list[AddrInfo]) -> None:
         super().__init__(loop)
         self._addresses = addresses
-        self.forgot = 0
 
     async def resolve(self, host: str, port: int, timeout: float) -> list[AddrInfo]:
         assert host == NAMED.host
         return self._addresses
-
-    def forget(self, host: str, port: int) -> None:
-        self.forgot += 1
 
 
 Place = Callable[..., AddrInfo]

@@ -1,1 +1,1 @@
-"""The admin listener: what is, for people, probes and Prometheus. It changes nothing."""
+"""The admin listener: what is, for people, probes and Prometheus; and one wish, POST /warm."""

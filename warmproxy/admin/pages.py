@@ -8,6 +8,8 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from warmproxy import __version__
+from warmproxy.admin.wish import Wish, parse
+from warmproxy.errors import ShuttingDown
 from warmproxy.observe import Outcome
 from warmproxy.origin import Origin
 from warmproxy.pool.origin_pool import OriginPool
@@ -39,7 +41,7 @@ class Readiness:
         said = []
         for pool in pools:
             target = pool.target_idle(now)
-            if pool.idle + pool.active >= target:
+            if pool.idle + pool.active - pool.taken >= target:
                 self._warmed.add(pool.origin)
             have = f"{pool.idle} of {target} warm"
             if pool.origin in self._warmed:
@@ -61,6 +63,8 @@ class View:
     readiness: Readiness
     metrics: Callable[[str], tuple[bytes, str]]
     """`Accept` -> text and content type."""
+    grant: Callable[[Wish], list[AnyPool]]
+    """The pools that fulfil a wish; raises WarmproxyError."""
 
 
 TEXT = "text/plain; charset=utf-8"
@@ -71,6 +75,7 @@ INDEX = (
     "  /healthz          the daemon runs\n"
     "  /readyz?verbose   each configured pool is warm\n"
     "  /pools            the pools as JSON\n"
+    "  /warm             POST: hold more connections to an origin for a while\n"
 )
 
 
@@ -88,10 +93,25 @@ def respond(view: View, target: str, accept: str) -> Page:
         case "/readyz":
             return _readyz(view, "verbose" in parse_qs(query, keep_blank_values=True))
         case "/pools":
-            text = json.dumps(pools_as_json(view), indent=1)
-            return Page(200, "application/json", text.encode() + b"\n")
+            return _json(200, pools_as_json(view))
         case _:
             return Page(404, TEXT, f"nothing at {path}\n{INDEX}".encode())
+
+
+def submit(view: View, target: str, client: str) -> Page:
+    """The page for a POST to /warm: 200 where all of it is warm already, else 202. `client` is
+    the address of whoever asks. Raises WarmproxyError."""
+    if view.readiness.draining:
+        raise ShuttingDown("this proxy is shutting down")
+    granted = view.grant(parse(target.partition("?")[2], client))
+    now = view.now()
+    warm = all(pool.idle >= pool.target_idle(now) for pool in granted)
+    pools = [_pool(pool, pool.origin in view.configured, now) for pool in granted]
+    return _json(200 if warm else 202, {"pools": pools})
+
+
+def _json(status: int, value: object) -> Page:
+    return Page(status, "application/json", json.dumps(value, indent=1).encode() + b"\n")
 
 
 def _readyz(view: View, verbose: bool) -> Page:
@@ -122,6 +142,11 @@ def _pool(pool: AnyPool, configured: bool, now: float) -> dict[str, Any]:
         "configured": configured,
         "verified": None if tls is None else "unverified" not in tls.split(" "),
         "target_idle": pool.target_idle(now),
+        "boosts": [
+            {"count": count, "seconds_left": round(until - now, 3), "why": why}
+            for why, (count, until) in pool.boosts.items()
+            if until > now
+        ],
         "fresh": pool.fresh,
         "used": pool.used,
         "active": pool.active,
@@ -133,8 +158,11 @@ def _pool(pool: AnyPool, configured: bool, now: float) -> dict[str, Any]:
             for kind, limit in pool.idle_limits.items()
         },
         "canaries": pool.canaries,
-        "held_back": {"reason": pool.guard.why, "seconds": round(pool.guard.until - now, 3)}
-        if now < pool.guard.until
+        "held_back": {
+            "reason": pool.guard.why,
+            "seconds": round(max(0.0, pool.guard.until - now), 3),
+        }
+        if pool.guard.is_wary
         else None,
         "last_close": last
         and {
@@ -143,6 +171,7 @@ def _pool(pool: AnyPool, configured: bool, now: float) -> dict[str, Any]:
             "age": round(last.age, 3),
         },
         "closed": dict(tally.closed),
+        "primes": dict(tally.primes),
         "dials": sum(tally.dials.values()),
         "dials_failed": sum(n for result, n in tally.dials.items() if result != "ok"),
         "hits": hits,

@@ -1,4 +1,4 @@
-"""The admin listener's HTTP: GET and HEAD, one page after the other, on the daemon's own parser."""
+"""The admin listener's HTTP, one page after the other, on the daemon's own parser."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -7,6 +7,7 @@ from typing import cast
 
 from warmproxy.admin.pages import TEXT, Page
 from warmproxy.errors import BadRequest, RequestDenied, WarmproxyError
+from warmproxy.policy.access import Access
 from warmproxy.protocol.framing import NoBody
 from warmproxy.protocol.headers import judge_request
 from warmproxy.protocol.heads import HeadBuffer, parse_request_head
@@ -48,6 +49,18 @@ class AdminHosts:
         )
 
 
+def check_same_site(head: RequestHead, host: str) -> None:
+    """Raises RequestDenied where a browser says that another site's page makes it ask: any page
+    may have its visitors' browsers send a POST without asking us first. Programs say neither."""
+    for name, value in head.fields:
+        text = value.decode("latin-1").lower()
+        match name.lower():
+            case b"sec-fetch-site" if text not in ("same-origin", "none"):
+                raise RequestDenied("the request comes from a page of another site")
+            case b"origin" if text.partition("://")[2] != host.lower():
+                raise RequestDenied("the request comes from a page of another site (Origin)")
+
+
 def _is_loopback(name: str) -> bool:
     """Whether it is an address of loopback, and no name that only begins like one."""
     try:
@@ -57,16 +70,21 @@ def _is_loopback(name: str) -> bool:
 
 
 class AdminConnection(asyncio.Protocol):
-    """`respond` gets the target and the Accept field of a GET. `open` holds those that live."""
+    """`respond` gets the target and the Accept field of a GET, `submit` the target of a POST and
+    the client's address, which `access` admits. `open` holds those that live."""
 
     def __init__(
         self,
         respond: Callable[[str, str], Page],
+        submit: Callable[[str, str], Page],
+        access: Access,
         hosts: "AdminHosts",
         date: Callable[[], bytes],
         open: set["AdminConnection"],
     ) -> None:
         self._respond = respond
+        self._submit = submit
+        self._access = access
         self._hosts = hosts
         self._date = date
         self._open = open
@@ -103,23 +121,34 @@ class AdminConnection(asyncio.Protocol):
     def _serve(self, head: RequestHead) -> None:
         self._served = True
         judged = judge_request(head)
-        if head.method not in (b"GET", b"HEAD"):
-            raise BadRequest("the admin listener knows GET and HEAD", status=405)
+        target = head.target.decode("ascii")
+        path = target.partition("?")[0]
+        allowed = ("POST",) if path == "/warm" else ("GET", "HEAD")
+        if head.method.decode("ascii") not in allowed:
+            page = Page(405, TEXT, f"this page knows {' and '.join(allowed)}\n".encode())
+            self._send(page, close=True, allow=", ".join(allowed))
+            return
         if not isinstance(judged.body, NoBody) and not judged.body.done:
             raise BadRequest("requests to the admin listener carry no body", status=413)
         if not head.target.startswith(b"/"):
             raise BadRequest(
                 "this is warmproxy's admin listener; the proxy listens on another port"
             )
-        target = head.target.decode("ascii")
-        self._hosts.check(judged.host.decode("ascii"), target)
+        host = judged.host.decode("ascii")
+        self._hosts.check(host, target)
+        if head.method == b"POST":
+            check_same_site(head, host)
+            client = self.transport.get_extra_info("peername")[0]
+            self._access.check_client(client)
+            self._send(self._submit(target, client), close=not judged.keep_alive)
+            return
         accept = next((v for n, v in head.fields if n.lower() == b"accept"), b"")
         page = self._respond(target, accept.decode("latin-1"))
         self._send(page, close=not judged.keep_alive, head_only=head.method == b"HEAD")
 
-    def _send(self, page: Page, *, close: bool, head_only: bool = False) -> None:
+    def _send(self, page: Page, *, close: bool, head_only: bool = False, allow: str = "") -> None:
         reason = STATUS_REASONS.get(page.status, "")
-        allow = "Allow: GET, HEAD\r\n" if page.status == 405 else ""
+        allow = f"Allow: {allow}\r\n" if allow else ""
         head = (
             f"HTTP/1.1 {page.status} {reason}\r\n"
             f"Date: {self._date().decode()}\r\n"

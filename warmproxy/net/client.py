@@ -14,6 +14,7 @@ from warmproxy.net.tunnel import Tunnel, reset
 from warmproxy.net.upstream import WRITE_BUFFER
 from warmproxy.observe import CloseReason, Observer
 from warmproxy.policy.access import is_loopback
+from warmproxy.policy.trial import OVERDUE
 from warmproxy.protocol.exchange import Exchange, State, Terms
 from warmproxy.protocol.messages import (
     Acquire,
@@ -219,6 +220,7 @@ class ClientConnection(asyncio.Protocol):
             self._first_byte_due = False
             assert self._lease is not None
             self._lease.tally.first_byte.observe(time.monotonic() - self._asked_at)
+            self._lease.answered()
         self._run(self._exchange.upstream_data(data))
 
     def upstream_ended(self, *, reset: bool) -> None:
@@ -274,6 +276,9 @@ class ClientConnection(asyncio.Protocol):
         elif exchange.state is State.FORWARDING:
             assert self._lease is not None
             upstream = self._lease.settings
+            asked = exchange.awaits_response or self._upstream_full
+            if asked and self._first_byte_due and waited >= OVERDUE:
+                self._lease.overdue(waited)
             if exchange.awaits_response:
                 if upstream.response_timeout and waited >= upstream.response_timeout:
                     self._run(exchange.response_timed_out())
@@ -282,8 +287,12 @@ class ClientConnection(asyncio.Protocol):
                     self._transport.abort()  # it takes nothing: no answer would reach it
                 else:
                     self._run(exchange.stalled(upstream_full=self._upstream_full))
-        elif exchange.state is State.CONNECTING and not self._reading and self._hung_up():
-            self._transport.abort()
+        elif exchange.state is State.CONNECTING:
+            if not self._reading and self._hung_up():
+                self._transport.abort()
+            elif waited >= OVERDUE:
+                assert exchange.origin is not None
+                self._clients.housekeeper.overdue(exchange.origin, waited)
 
     def _look_at_queues(self, now: float) -> None:
         """A slow reader takes bytes without any event: what is queued for it becomes less."""
@@ -300,7 +309,12 @@ class ClientConnection(asyncio.Protocol):
         limit = self._clients.settings.tunnel_idle_timeout
         if moved != self._moved:
             self._moved, self._since = moved, now
-        elif limit and now - self._since >= limit:
+            return
+        waited = now - self._since
+        if self._first_byte_due and tunnel.up and waited >= OVERDUE:
+            assert self._lease is not None
+            self._lease.overdue(waited)
+        if limit and waited >= limit:
             tunnel.close()
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────
@@ -343,7 +357,7 @@ class ClientConnection(asyncio.Protocol):
             assert self._lease is not None
             if action.origin == self._lease.connection.origin and self._lease.is_alive():
                 self._pinned = False
-                self._first_byte_due = True
+                self._first_byte_due = self._lease.was_used = True
                 return self._exchange.leased(True, self._lease.settings.idempotency_key)
             self._drop_pinned()
         try:
@@ -408,10 +422,18 @@ class ClientConnection(asyncio.Protocol):
         lease.tally.tunnels += 1
         self._clients.tunnels += 1
         ended = self._exchange.client_ended
-        self._tunnel = Tunnel(self._transport, lease.connection.transport, self._tunnel_ended)
+        self._tunnel = Tunnel(
+            self._transport, lease.connection.transport, self._tunnel_answered, self._tunnel_ended
+        )
         self._tunnel.send_early(action.to_upstream, action.to_client + lease.connection.early)
         if ended:
             self._tunnel.client_ended()
+
+    def _tunnel_answered(self) -> None:
+        if self._first_byte_due:  # but for one that began as a request
+            self._first_byte_due = False
+            assert self._lease is not None
+            self._lease.answered()
 
     def _tunnel_ended(self, tunnel: Tunnel) -> None:
         lease = self._lease

@@ -6,10 +6,8 @@ import errno
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-
-import aiohappyeyeballs
 
 from warmproxy.errors import (
     DialClosed,
@@ -20,22 +18,26 @@ from warmproxy.errors import (
     TlsCertificateError,
     TlsProtocolError,
 )
+from warmproxy.net.race import Attempts, Races
 from warmproxy.net.resolver import AddrInfo, Resolver
+from warmproxy.net.source import NoSource, family
 from warmproxy.net.tls import Contexts
 from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.origin import Origin
 from warmproxy.policy.destinations import Destinations
 
-ATTEMPT_DELAY = 0.25
-"""Seconds between attempts to one name's addresses (RFC 8305, 5: Connection Attempt Delay)."""
-
-# A NAT may forget a silent connection after as little as 4 minutes; a dead peer is to be noticed
-# before a user's patience ends. Linux only where the constant exists only there.
+# A NAT may forget a silent connection after as little as 4 minutes, so probes come before that. Not
+# too early either: a server that defers accepting (TCP_DEFER_ACCEPT: Apache 31 s, nginx `deferred`
+# 63 s) and runs Linux 6.18 refuses the request that follows a probe (TcpExtTSEcrRejected) until the
+# deferral is over; seen with probes after 15 and after 30 s. With TCP_USER_TIMEOUT (milliseconds),
+# which is for requests to a peer that has vanished, Linux no longer counts probes: the first one
+# that goes unanswered is the last if that time has passed when the next is due, so there have to be
+# several within it. Linux only where the constant exists only there.
 _OPTIONS: tuple[tuple[int, str, int], ...] = (
     (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
     (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
-    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 30),
-    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
+    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 75),
+    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
     (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
     (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 20_000),
 )
@@ -61,6 +63,8 @@ class Dialled:
     dns: float
     tcp: float
     tls: float
+    silent: tuple[str, ...] = ()
+    """Addresses that were tried before and gave no answer."""
 
 
 class Dialer:
@@ -75,6 +79,7 @@ class Dialer:
         self._resolver = resolver
         self._destinations = destinations
         self._contexts = contexts
+        self._races = Races(loop)
         self._places = asyncio.Semaphore(HANDSHAKES)
 
     async def dial(
@@ -83,22 +88,26 @@ class Dialer:
         timeout: float,
         warm: socket.socket | None = None,
         urgent: bool = True,
+        source: str = "",
+        places: Callable[[], Mapping[str, int]] = dict,
     ) -> Dialled:
         """Resolve, connect and, for https, shake hands; each may take `timeout` seconds.
         `warm` is a socket that is connected to the place already. Not `urgent`: nobody waits for
-        it, so it may wait for other handshakes. Raises DialError.
+        it, so it may wait for other handshakes. `source`: the local address, "" for any.
+        `places`: the origin's open connections by address. Raises DialError.
 
         Timed by the system's clock: the loop's own counts whole milliseconds (uvloop), and the
         dials that a pool saves may be shorter.
         """
         started = resolved = connected = time.monotonic()
         sock = warm
+        silent: tuple[str, ...] = ()
         try:
             if sock is None:
                 addresses = await self._resolver.resolve(origin.host, origin.port, timeout)
-                addresses = self._allowed(origin, addresses)
+                addresses = self._allowed(origin, addresses, source)
                 resolved = time.monotonic()
-                sock = await self._connect(origin, addresses, timeout)
+                sock, silent = await self._connect(origin, addresses, timeout, source, places())
                 connected = time.monotonic()
             if origin.scheme == "https":
                 async with contextlib.nullcontext() if urgent else self._place():
@@ -112,26 +121,34 @@ class Dialer:
             if sock is not None:
                 sock.close()
         done = time.monotonic()
-        return Dialled(connection, resolved - started, connected - resolved, done - connected)
+        dns, tcp, tls = resolved - started, connected - resolved, done - connected
+        return Dialled(connection, dns, tcp, tls, silent)
 
     async def _connect(
-        self, origin: Origin, addresses: list[AddrInfo], timeout: float
-    ) -> socket.socket:
+        self,
+        origin: Origin,
+        addresses: list[AddrInfo],
+        timeout: float,
+        source: str,
+        places: Mapping[str, int],
+    ) -> tuple[socket.socket, tuple[str, ...]]:
+        """The connected socket, and the addresses that were silent before."""
+        attempts = Attempts()
         try:
             async with asyncio.timeout(timeout):
-                sock = await aiohappyeyeballs.start_connection(
-                    addresses,
-                    happy_eyeballs_delay=ATTEMPT_DELAY,
-                    interleave=1,
-                    loop=self._loop,
-                )
+                sock = await self._races.run(origin, addresses, places, source, attempts)
         except TimeoutError as error:  # ours, or the system's ETIMEDOUT
-            self._resolver.forget(origin.host, origin.port)
+            self._resolver.doubt(origin.host)
             why = error.strerror or f"no connection within {timeout:g} s"
-            raise DialTimeout(f"{origin.authority} did not answer: {why}") from None
+            failed = DialTimeout(f"{origin.authority} did not answer: {why}")
+            failed.silent = attempts.silent()
+            raise failed from None
         except OSError as error:
-            self._resolver.forget(origin.host, origin.port)
-            raise _translate(origin, error) from error
+            self._resolver.doubt(origin.host)
+            translated = _translate(origin, error)
+            if isinstance(translated, DialUnreachable):
+                translated.silent = attempts.silent()
+            raise translated from error
         try:
             self._destinations.check_connected(origin, sock.getsockname()[0], sock.getpeername()[0])
             tune(sock)
@@ -141,7 +158,7 @@ class Dialer:
         except DialError:
             sock.close()
             raise
-        return sock
+        return sock, attempts.silent(sock)
 
     async def _shake_hands(
         self, origin: Origin, sock: socket.socket, timeout: float
@@ -182,8 +199,9 @@ class Dialer:
             if held:
                 held.pop()()
 
-    def _allowed(self, origin: Origin, addresses: list[AddrInfo]) -> list[AddrInfo]:
-        """Those of the addresses where a dial may go. Raises the last one's denial if none may."""
+    def _allowed(self, origin: Origin, addresses: list[AddrInfo], source: str) -> list[AddrInfo]:
+        """Those of the addresses where a dial may go, and can from `source`. Raises the last one's
+        denial if none may."""
         allowed, denial = [], None
         for address in addresses:
             try:
@@ -193,6 +211,10 @@ class Dialer:
                 denial = error
         if not allowed and denial is not None:
             raise denial
+        if source and not (allowed := [a for a in allowed if a[0] == family(source)]):
+            raise DialUnreachable(
+                f"{origin.authority} has no address of the kind that source_address {source} is"
+            )
         return allowed
 
 
@@ -207,6 +229,18 @@ def tune(sock: socket.socket) -> None:
 
 def _translate(origin: Origin, error: OSError) -> DialError:
     why = error.strerror or str(error)
+    if isinstance(error, NoSource):
+        return DialError(
+            f"no connection to {origin.authority}: {why}",
+            status=500,
+            token="proxy_configuration_error",
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return DialError(
+            f"no local port left for a connection to {origin.authority}",
+            status=503,
+            token="connection_limit_reached",
+        )
     if error.errno in _REFUSED:
         return DialRefused(f"{origin.authority} refused the connection")
     if error.errno == errno.ENOTCONN:  # reset between the connect and our first look

@@ -3,13 +3,16 @@
 import asyncio
 import socket
 import warnings
+from collections.abc import Callable
 from typing import Protocol
 
 from warmproxy.errors import DialClosed, DialError, LimitReached, ShuttingDown, WarmproxyError
 from warmproxy.net.dialer import Dialer
+from warmproxy.net.places import Places
 from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.observe import CloseReason, Observer, Tally
 from warmproxy.origin import Origin, unsecured
+from warmproxy.policy.guard import objection
 from warmproxy.policy.retry import Prefer
 from warmproxy.pool.origin_pool import OriginPool
 from warmproxy.pool.registry import Registry
@@ -57,6 +60,16 @@ class Lease:
     @property
     def tally(self) -> Tally:
         return self._pool.tally
+
+    def answered(self) -> None:
+        """The first byte came of what was asked for."""
+        if not self.was_used and self._housekeeper is not None:
+            self._housekeeper.answered(self._pool, self.connection)
+
+    def overdue(self, waited: float) -> None:
+        """No byte has come for so many seconds."""
+        if not self.was_used and self._housekeeper is not None:
+            self._housekeeper.overdue(self._pool.origin, waited, self.connection)
 
     def is_alive(self) -> bool:
         """The liveness test, for a lease that was kept for a while."""
@@ -113,7 +126,10 @@ class Housekeeper:
         self._starved: dict[Origin, Pool] = {}
         """Pools whose waiters need a dial that max_connections (all origins) did not allow."""
         self._warmed: dict[Origin, bool] = {}
+        self.places = Places(registry, loop, self._ended, self._plan_soon)
         self._stopped = False
+        self.when_shelved: Callable[[UpstreamConnection], None] | None = None
+        """Called with each new connection that nobody waits for, once it is idle."""
         self.scarce = False
         """Descriptors are running out: dials for requests only."""
 
@@ -162,6 +178,17 @@ class Housekeeper:
         pool = self.registry.find(origin) if origin else None
         return pool.tally if pool else self.registry.forgotten
 
+    def boost(self, origin: Origin, count: int, seconds: float, why: str) -> Pool:
+        """Hold at least `count` idle connections to the origin for so long, in place of what `why`
+        began before; 0 ends that."""
+        now = self._loop.time()
+        pool = self.registry.find(origin) or self.registry.use(origin, now)
+        pool.boost(count, now + seconds, why, now)
+        if len(self.registry) > self._settings.max_origins:
+            self._let_go(now)
+        self._plan_soon(pool)
+        return pool
+
     # ── for those who want a connection ──────────────────────────────────────────────────────
 
     def acquire(self, origin: Origin, prefer: Prefer, waiter: Waiter) -> Lease | None:
@@ -192,6 +219,11 @@ class Housekeeper:
             pool.cancel(waiter)
             self._plan_soon(pool)
 
+    def take(self, pool: Pool, conn: UpstreamConnection) -> Lease:
+        """An idle connection for a request of our own."""
+        pool.take(conn, self._loop.time())
+        return Lease(self, pool, conn)
+
     def lost(self, pool: Pool, conn: UpstreamConnection) -> None:
         """For Lease.lost only."""
         pool.lost(conn, self._loop.time())
@@ -217,6 +249,23 @@ class Housekeeper:
                 self._serve(pool, waiter, conn)
             self._plan_if_needed(pool, now)
 
+    def answered(self, pool: Pool, conn: UpstreamConnection) -> None:
+        """For Lease.answered: the connection was fresh."""
+        for changed in self.registry.site(pool.origin).answered(pool, conn, self._loop.time()):
+            self._plan_soon(changed)
+
+    def overdue(
+        self, origin: Origin, waited: float, conn: UpstreamConnection | None = None
+    ) -> None:
+        """Who asked for this origin has waited for so many seconds: for the first byte on a
+        connection that was fresh, or (None) for a handshake. Idle connections may be why."""
+        pool = self.registry.find(origin)
+        if pool is None or (conn is None and origin.scheme != "https"):
+            return
+        now = self._loop.time()
+        for its, idle in self.registry.site(origin).overdue(pool, conn, waited, now):
+            self._ended(its, idle, CloseReason.HARMFUL, now)
+
     # ── inside ───────────────────────────────────────────────────────────────────────────────
 
     def _alive(self, conn: UpstreamConnection) -> CloseReason | None:
@@ -224,7 +273,17 @@ class Housekeeper:
         if dead is not None:
             conn.close()
             self._freed()
+            self._heed(conn, self._loop.time())
+            if conn.broken:
+                self._loop.call_soon(self.places.failed, conn.origin.host, conn.peer)
         return dead
+
+    def _heed(self, conn: UpstreamConnection, now: float) -> None:
+        """An origin may say that it does not want idle connections."""
+        if (why := objection(conn.said)) is not None:
+            pool = self.registry.find(conn.origin)
+            assert pool is not None, "a pool outlives its connections"
+            pool.harmed(why, now)
 
     def _serve(self, pool: Pool, waiter: Waiter, conn: UpstreamConnection) -> None:
         self._timeouts.pop(waiter).cancel()
@@ -252,8 +311,11 @@ class Housekeeper:
         """A connection is over, whoever ended it."""
         conn.close()
         pool.closed(conn, reason, now)
+        self._heed(conn, now)
         self._plan_soon(pool)
         self._freed()
+        if conn.broken:
+            self.places.failed(pool.origin.host, conn.peer)
 
     def _freed(self) -> None:
         """One connection fewer: those who could not dial under the cap may try again."""
@@ -329,7 +391,7 @@ class Housekeeper:
             return True
         if pool.waiting <= pool.dialling:
             return False
-        victim = self.registry.least_recent_with_idle(beside=pool.origin)
+        victim = self.registry.least_recent_with_idle()
         if victim is None:
             return self._open < self._settings.max_connections
         conn = victim.oldest_idle()
@@ -353,10 +415,13 @@ class Housekeeper:
         try:
             warm = self._warm_tcp(pool) if pool.origin.scheme == "https" else None
             urgent = pool.waiting > 0
-            timeout = pool.settings.dial_timeout
-            dialled = await self._dialer.dial(pool.origin, timeout, warm, urgent)
+            own = pool.settings
+            dialled = await self._dialer.dial(
+                pool.origin, own.dial_timeout, warm, urgent, own.source_address, pool.places
+            )
             conn = dialled.connection
             if conn.ended is not None:
+                self._heed(conn, self._loop.time())
                 raise DialClosed(f"{pool.origin.authority} accepted and closed at once")
         except DialError as error:
             self._dial_failed(pool, error)
@@ -377,13 +442,20 @@ class Housekeeper:
             tally.dial_seconds["tcp"].observe(dialled.tcp)
             if pool.origin.scheme == "https":
                 tally.dial_seconds["tls"].observe(dialled.tls)
+                site, now = self.registry.site(pool.origin), self._loop.time()
+                for changed in site.handshaken(dialled.tls, now):
+                    self._plan_soon(changed)
             conn.on_idle_end = self._idle_ended
             cost = dialled.dns + dialled.tcp + dialled.tls
             waiter = pool.dial_succeeded(conn, cost, self._loop.time(), conn.peer)
+            for place in dialled.silent:
+                self.places.failed(pool.origin.host, place)
             if waiter is not None:
                 self._serve(pool, waiter, conn)
             elif conn.early:
                 conn.refuse_data(conn.early)
+            elif self.when_shelved is not None:
+                self.when_shelved(conn)
         self._plan_soon(pool)
 
     def _warm_tcp(self, pool: Pool) -> socket.socket | None:
@@ -407,12 +479,14 @@ class Housekeeper:
 
     def _dial_failed(self, pool: Pool, error: DialError) -> None:
         self._freed()
+        for place in error.silent:
+            self.places.failed(pool.origin.host, place)
         for waiter in pool.dial_failed(error, self._loop.time()):
             self._timeouts.pop(waiter).cancel()
             waiter.lease_failed(error)
 
     def _tell_if_learned(self, pool: Pool, now: float) -> None:
-        if pool.origin in self.registry.configured:
+        if pool.origin in self.registry.configured or pool.boosts:
             return
         target = pool.target_idle(now)
         if self._warmed.get(pool.origin, False) != bool(target):

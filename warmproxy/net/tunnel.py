@@ -19,7 +19,8 @@ def reset(transport: asyncio.Transport) -> None:
 class Tunnel:
     """Joins two connected transports by taking over their protocols.
 
-    `on_end` is called once, when both sides are closed. A side's end is passed on as an end of
+    `on_answer` is called once, when the upstream's first byte comes, and `on_end` when both sides
+    are closed. A side's end is passed on as an end of
     writing; the other direction stays open until it ends as well. `up` and `down` count bytes
     from the client and to it.
     """
@@ -28,11 +29,12 @@ class Tunnel:
         self,
         client: asyncio.Transport,
         upstream: asyncio.Transport,
+        on_answer: Callable[[], None],
         on_end: Callable[["Tunnel"], None],
     ) -> None:
         self._on_end = on_end
         self._client = _Side(self, client)
-        self._upstream = _Side(self, upstream)
+        self._upstream = _Side(self, upstream, on_answer)
         self._client.peer, self._upstream.peer = self._upstream, self._client
         for side in (self._client, self._upstream):
             side.transport.set_protocol(side)
@@ -73,14 +75,23 @@ class _Side(asyncio.Protocol):
 
     peer: "_Side"
 
-    def __init__(self, tunnel: Tunnel, transport: asyncio.Transport) -> None:
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        transport: asyncio.Transport,
+        on_first: Callable[[], None] | None = None,
+    ) -> None:
         self._tunnel = tunnel
+        self._on_first = on_first
         self.transport = transport
         self.received = 0
         self.ended = False
         self.lost = False
 
     def data_received(self, data: bytes) -> None:
+        if self._on_first is not None:
+            self._on_first()
+            self._on_first = None
         self.received += len(data)
         self.peer.transport.write(data)
 

@@ -14,9 +14,14 @@ from typing import Protocol, cast
 
 from warmproxy.observe import CloseReason
 from warmproxy.origin import Origin
+from warmproxy.policy.destinations import reached
+from warmproxy.protocol.heads import read_status
 
 WRITE_BUFFER = 256 * 1024
 """Bytes queued for a slow reader before its source is paused."""
+
+PEEKED = 256
+"""Bytes that hold a status line."""
 
 TLS_ALERT_RECORD = 0x15  # RFC 8446, 5.1: content type 21
 
@@ -43,11 +48,13 @@ class UpstreamConnection(asyncio.Protocol):
         "_sink",
         "_sock",
         "_transport",
+        "broken",
         "early",
         "ended",
         "on_idle_end",
         "origin",
         "peer",
+        "said",
     )
 
     def __init__(
@@ -57,7 +64,12 @@ class UpstreamConnection(asyncio.Protocol):
         self._remember = remember
         """Keeps the TLS session for later dials."""
         self.peer = ""
+        """Its address."""
+        self.broken = False
+        """Ended by a reset or a time-out, which others to the same address may share."""
         self.ended: CloseReason | None = None
+        self.said: int | None = None
+        """The status of a response that came for no request."""
         self.early = b""
         """Of a raw connection: what the upstream said before anybody had the connection."""
         self.on_idle_end: Callable[[UpstreamConnection, CloseReason], None] | None = None
@@ -146,20 +158,23 @@ class UpstreamConnection(asyncio.Protocol):
         # the loop's socket object cannot be read from: look through a second descriptor
         with socket.socket(fileno=os.dup(self._sock.fileno())) as sock:
             try:
-                data = sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                data = sock.recv(PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             except OSError:
+                self.broken = True
                 return CloseReason.UPSTREAM_RESET
         return self._classify(data) if data else CloseReason.UPSTREAM_EOF
 
     def _classify(self, data: bytes) -> CloseReason:
         if self.origin.scheme == "tcp" and data[0] == TLS_ALERT_RECORD:
             return CloseReason.TLS_ALERT
+        self.said = read_status(data)
         return CloseReason.UNSOLICITED_DATA
 
-    def _end(self, reason: CloseReason) -> None:
+    def _end(self, reason: CloseReason, *, broken: bool = False) -> None:
         if self.ended is not None:
             return
         self.ended = reason
+        self.broken = broken
         if self._sink is not None:
             self._sink.upstream_ended(reset=reason is not CloseReason.UPSTREAM_EOF)
         elif self.on_idle_end is not None:
@@ -171,7 +186,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._sock = transport.get_extra_info("socket")
         if peername := transport.get_extra_info("peername"):  # none once it was reset
-            self.peer = peername[0]
+            self.peer = str(reached(peername[0]))
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
 
     def data_received(self, data: bytes) -> None:
@@ -194,7 +209,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._end(CloseReason.TLS_ALERT)
         elif exc is not None or (self.origin.scheme == "https" and self._sink is not None):
             # TLS that ends without close_notify may have been cut (RFC 9112, 9.8)
-            self._end(CloseReason.UPSTREAM_RESET)
+            self._end(CloseReason.UPSTREAM_RESET, broken=exc is not None)
         else:
             self._end(CloseReason.UPSTREAM_EOF)
 

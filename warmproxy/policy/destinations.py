@@ -78,7 +78,7 @@ class Destinations:
 
     def check_address(self, origin: Origin, address: str) -> None:
         """Raises AddressDenied or DialLoop where a dial to the address is ruled out."""
-        ip = _plain(address)
+        ip = reached(address)
         for listener in self._listeners:
             if origin.port == listener.port and (
                 ip == ip_address(listener.host) or (listener.is_everywhere and ip.is_loopback)
@@ -96,7 +96,7 @@ class Destinations:
     def check_connected(self, origin: Origin, local: str, peer: str) -> None:
         """Raises DialLoop where a connection that stands has led back to a listener of ours that
         takes connections at every address of this machine."""
-        if _plain(local) == _plain(peer) and any(
+        if reached(local) == reached(peer) and any(
             listener.is_everywhere and listener.port == origin.port for listener in self._listeners
         ):
             raise DialLoop(f"{origin.authority} is this very proxy")
@@ -105,7 +105,7 @@ class Destinations:
         return host in self._names or any(host.endswith(suffix) for suffix in self._suffixes)
 
 
-def _plain(address: str) -> Address:
+def reached(address: str) -> Address:
     """The address that a dial reaches: without a zone, IPv4 that is written as IPv6 as itself, and
     loopback for 0.0.0.0 and ::, which the system connects there."""
     ip = ip_address(address.partition("%")[0])

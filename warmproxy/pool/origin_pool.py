@@ -30,7 +30,7 @@ from warmproxy.observe import CloseReason, Observer, Outcome, Tally
 from warmproxy.origin import Origin
 from warmproxy.policy import retire
 from warmproxy.policy.backoff import Backoff, DialBudget
-from warmproxy.policy.guard import Guard
+from warmproxy.policy.guard import PROVEN, Guard
 from warmproxy.policy.learn import SHORTEST, IdleLimit, Known
 from warmproxy.policy.retry import Prefer
 from warmproxy.policy.sizing import Sizing
@@ -46,6 +46,8 @@ RETRY_PAUSE = 0.05
 """Seconds between the dials of waiters while it is."""
 DIALS_A_SECOND = 2.0
 """Refills for each connection of the target, where dial_budget says nothing."""
+COSTLY = 1.0
+"""Refills a second of connections that cannot be kept for long, from which on it is said."""
 AT_ONCE = 0.05
 """Seconds beside two round trips in which a request hears that it came too late."""
 DIAL_DECAY = 0.9
@@ -110,9 +112,12 @@ class OriginPool(Generic[C, W]):
         self._rng = rng
         self._shelves: Shelves[C] = Shelves(settings)
         self._active: dict[C, Entry] = {}
+        self._taken: set[C] = set()
+        """Active ones that no client has: they come back, so nothing is dialled in their place."""
         self._waiting: OrderedDict[W, _Waiter] = OrderedDict()
         self._gaps: list[float] = []
         self._accounted = now
+        self._told_costly = False
         self._dial = 0.0
         """Seconds that a dial takes: a high one of the last."""
         self._worked_at = -inf
@@ -140,6 +145,11 @@ class OriginPool(Generic[C, W]):
         return len(self._active)
 
     @property
+    def taken(self) -> int:
+        """Of the active ones those that are on our own business."""
+        return len(self._taken)
+
+    @property
     def canaries(self) -> int:
         return len(self._shelves.canaries)
 
@@ -153,6 +163,11 @@ class OriginPool(Generic[C, W]):
         return self.idle + len(self._active) + self.canaries + self.dialling
 
     @property
+    def rtt(self) -> float:
+        """Seconds that the quickest dial took."""
+        return self._shelves.rtt
+
+    @property
     def idle_limits(self) -> dict[str, IdleLimit]:
         """By kind: `fresh` and `used`; `raw` where connections wait for TLS to begin on them, which
         servers judge by another limit than those on which it is done."""
@@ -161,14 +176,14 @@ class OriginPool(Generic[C, W]):
 
     def target_idle(self, now: float) -> int:
         """Idle connections there should be: what demand, schedules and requests for it say, but
-        none while the origin is left alone."""
-        if now < self.guard.until:
-            return 0
-        wanted = self.sizing.target_idle(now, len(self._active), self._dial, self._shelves.lives)
+        none while the origin is left alone, and then one until it has proved harmless."""
+        busy = len(self._active) - len(self._taken) + len(self._waiting)
+        wanted = self.sizing.target_idle(now, busy, self._dial, self._shelves.lives)
         for count, until in self.boosts.values():
             if count > wanted and now < until:
                 wanted = count
-        return min(wanted, self.settings.max_connections)
+        wanted = min(wanted, self.settings.max_connections)
+        return self.guard.allowed(wanted, now) if self.guard.is_wary else wanted
 
     def connections(self) -> Iterator[C]:
         """All of them, whatever their state."""
@@ -179,6 +194,10 @@ class OriginPool(Generic[C, W]):
         places = self._shelves.count_places()
         places.update(entry.place for entry in self._active.values())
         return places
+
+    def idle_longest(self) -> tuple[C, float] | None:
+        """The connection that has been idle longest and may stay, and since when."""
+        return self._shelves.idle_longest()
 
     def oldest_age(self, now: float) -> float:
         """Age in seconds of the oldest idle connection, 0 where there is none."""
@@ -191,6 +210,14 @@ class OriginPool(Generic[C, W]):
     def was_used(self, conn: C) -> bool:
         """Whether a leased connection served a request before this lease."""
         return self._active[conn].used
+
+    def leased(self, conn: C) -> Entry:
+        """What is known of a leased connection."""
+        return self._active[conn]
+
+    def unasked(self) -> list[tuple[C, Entry]]:
+        """The idle connections that never carried a request."""
+        return self._shelves.unasked()
 
     def must_yield(self) -> bool:
         """Whether a used connection that comes back is to be closed: the first in line takes a
@@ -221,9 +248,15 @@ class OriginPool(Generic[C, W]):
         caller has closed it then). Raises LimitReached where the line is full.
         """
         self.account(now)
-        self.sizing.asked(now, len(self._active))
+        busy = len(self._active) - len(self._taken) + len(self._waiting)
+        self.sizing.asked(now, busy)
         used_first, fresh_only = prefer is Prefer.USED, prefer is Prefer.FRESH_ONLY
-        while taken := self._shelves.take(used_first=used_first, fresh_only=fresh_only):
+        spared = self.guard.is_wary and self._spares_probe(now)
+        if spared:
+            used_first = not fresh_only
+        while taken := self._shelves.take(
+            used_first=used_first, fresh_only=fresh_only, spare_fresh=spared
+        ):
             conn, entry = taken
             dead = alive(conn)
             if dead is None:
@@ -247,6 +280,7 @@ class OriginPool(Generic[C, W]):
         """A lease ended and its connection can be used again: by the waiter returned, or idle."""
         self.account(now)
         entry = self._active.pop(conn)
+        self._taken.discard(conn)
         entry.used = True
         entry.suspect = False
         entry.since = self._worked_at = now
@@ -258,6 +292,10 @@ class OriginPool(Generic[C, W]):
         """A connection is gone: closed by them or by us, whichever shelf it was on."""
         self.account(now)
         if (entry := self._active.pop(conn, None)) is not None:
+            if conn in self._taken:
+                self._taken.remove(conn)
+                if not entry.used:
+                    self.churn.failed(now)  # it did not survive its first request
             entry.used = True
             self._gone(entry, reason, now, was_idle=False)
             return
@@ -290,12 +328,13 @@ class OriginPool(Generic[C, W]):
         return True
 
     def take(self, conn: C, now: float) -> None:
-        """An idle connection leaves its shelf for our own use, which no client sees; it comes
-        back by `release`."""
+        """An idle connection leaves its shelf for a request of our own, which no client sees; it
+        comes back by `release`."""
         self.account(now)
         entry, _ = self._shelves.remove(conn)
         entry.since = now
         self._active[conn] = entry
+        self._taken.add(conn)
 
     def hinted(self, seconds: float | None) -> None:
         """The upstream said on an active connection how long it keeps it idle (RFC 2068,
@@ -341,11 +380,9 @@ class OriginPool(Generic[C, W]):
         self.dialling += 1
         self._budget.charge(now)
 
-    def dial_succeeded(
-        self, conn: C, cost: float, now: float, place: str = "", *, primed: bool = False
-    ) -> W | None:
+    def dial_succeeded(self, conn: C, cost: float, now: float, place: str = "") -> W | None:
         """A connection to the address `place` is there, after `cost` seconds: for the waiter
-        returned, or idle. `primed`: it has served a request of our own."""
+        returned, or idle."""
         self.account(now)
         self.dialling -= 1
         self.tally.dials["ok"] += 1
@@ -358,7 +395,7 @@ class OriginPool(Generic[C, W]):
         self._dial = max(cost, self._dial * DIAL_DECAY)
         spread = retire.spread(self._rng)
         ends = retire.ends(now, spread, self.settings.max_age)
-        entry = Entry(now, spread, cost, now, ends, place, used=primed)
+        entry = Entry(now, spread, cost, now, ends, place)
         return self._offer(conn, entry, now, Outcome.DIALLED)
 
     def dial_failed(self, error: DialError, now: float) -> list[W]:
@@ -403,6 +440,8 @@ class OriginPool(Generic[C, W]):
         """What should be done now. Changes nothing that another call would not change as well."""
         if self.guard.until <= now:
             self._shelves.refuse(None, now)
+        if self._probe_proves_at(now) <= now:
+            self.guard.proved(now)
         for why in [why for why, (_, until) in self.boosts.items() if until <= now]:
             del self.boosts[why]
         self._shelves.judge(now)
@@ -429,7 +468,7 @@ class OriginPool(Generic[C, W]):
         shelves = self._shelves
         missing = self.target_idle(now) - len(shelves)
         due = len(shelves.due)
-        if self._waiting or missing + due > self.dialling:
+        if self._waiting or missing + due > self.dialling + len(self._taken):
             return now
         if missing < 0 and (due or shelves.stale):
             return now
@@ -448,11 +487,17 @@ class OriginPool(Generic[C, W]):
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────
 
+    def _spares_probe(self, now: float) -> bool:
+        """A probe tells more beside a request than under it, where there is room for both."""
+        room = self.open + self.waiting < self.settings.max_connections
+        return room and self.guard.is_probing(now)
+
     def _lease(self, conn: C, entry: Entry, outcome: Outcome, now: float) -> C:
         entry.idled = now - entry.since
         if self.churn.failures and entry.idled >= SHORTEST:
             self.churn.succeeded()
         entry.since = now
+        entry.served = True
         self._active[conn] = entry
         self.tally.acquires[outcome] += 1
         if outcome is Outcome.FRESH or outcome is Outcome.USED:
@@ -479,26 +524,47 @@ class OriginPool(Generic[C, W]):
         age = now - entry.since
         self.last_close = LastClose(reason, now, age)
         self.tally.closed[reason] += 1
-        if not entry.used:
+        if not entry.served:
             self.tally.dials_wasted += 1
         if reason in _THEIRS and was_idle:
             self._shelves.limits[entry.used].closed(age, now)
             self._shelves.learned()  # what is still idle may be due by the new limit
-        if not was_idle or entry.used or reason not in _THEIRS:
+        if not was_idle or entry.used:
             return
+        if reason in _OLD or (reason in _ENDED and age >= SHORTEST):
+            self.guard.proved(now)
+        if reason not in _THEIRS:
+            return
+        self._tell_if_costly(now)
         if age >= SHORTEST:
             self.churn.succeeded()
         elif self.churn.failed(now):
             self._observer.churning(self.origin, self.churn.failures, self.churn.not_before - now)
+
+    def _tell_if_costly(self, now: float) -> None:
+        """Say once that the upstream's idle limit makes warm connections cost many dials."""
+        lives, target = self._shelves.lives, self.target_idle(now)
+        if target > lives * COSTLY and not self._told_costly:
+            self._told_costly = True
+            rate = min(self._budget.rate, target / lives if lives else inf)
+            self._observer.costly(self.origin, self._shelves.limits[False].seconds, 60 * rate)
 
     def _target_changes_at(self, now: float) -> float:
         """When the target may change with no event."""
         if now < self.guard.until:
             return self.guard.until
         changes_at = self.sizing.changes_at(now)
+        if self.guard.is_wary:
+            changes_at = min(changes_at, self._probe_proves_at(now))
         for _, until in self.boosts.values():
             changes_at = min(changes_at, until)
         return changes_at
+
+    def _probe_proves_at(self, now: float) -> float:
+        """When a probe will have been idle for long enough."""
+        if not (self._shelves.fresh and self.guard.is_probing(now)):
+            return inf
+        return min(entry.since for entry in self._shelves.fresh.values()) + PROVEN
 
     def _dials_for_waiters(self, now: float) -> tuple[int, float]:
         """Dials that requests wait for and none under way covers, and when more may start."""
@@ -512,7 +578,8 @@ class OriginPool(Generic[C, W]):
     def _refills(self, target: int, room: int, now: float) -> tuple[int, float]:
         """Dials to reach the target, and when more of them may start."""
         under_way = max(0, self.dialling - len(self._waiting))
-        shortage = min(target - (self.idle - len(self._shelves.due)) - under_way, room)
+        coming = under_way + len(self._taken)
+        shortage = min(target - (self.idle - len(self._shelves.due)) - coming, room)
         if shortage <= 0:
             return 0, inf
         not_before = max(self.dial_failures.not_before, self.churn.not_before)
@@ -537,3 +604,6 @@ _THEIRS = frozenset(
         CloseReason.UNSOLICITED_DATA,
     )
 )
+_OLD = frozenset((CloseReason.IDLE_LIMIT, CloseReason.MAX_AGE))
+_ENDED = frozenset((CloseReason.UPSTREAM_EOF, CloseReason.UNSOLICITED_DATA))
+"""How a connection ends that was idle for as long as it may be: by us, and by them."""

@@ -8,9 +8,10 @@ from warmproxy.observe import Observer, Tally
 from warmproxy.origin import Origin
 from warmproxy.policy.backoff import DialBudget
 from warmproxy.policy.learn import Known
-from warmproxy.policy.sizing import Fixed, Learned, Sizing
+from warmproxy.policy.sizing import Auto, Fixed, Learned, Sizing
 from warmproxy.pool.origin_pool import OriginPool
-from warmproxy.settings import OriginSettings, Settings
+from warmproxy.pool.site import Site
+from warmproxy.settings import OriginSettings, Settings, Warm
 
 C = TypeVar("C")
 W = TypeVar("W")
@@ -37,14 +38,16 @@ class Registry(Generic[C, W]):
         self._observer = observer
         self._rng = rng
         self._pools: OrderedDict[Origin, OriginPool[C, W]] = OrderedDict()
+        self._by_host: dict[str, list[OriginPool[C, W]]] = {}
+        self._sites: dict[tuple[str, int], Site[C, W]] = {}
         self.forgotten = Tally()
         self._own: dict[Origin, OriginSettings] = {}
         """Settings of origins that are configured but not held warm."""
         for upstream in settings.upstream:
-            self._add(upstream.origin, upstream, Fixed(upstream.warm), upstream.warm, now)
-            secure, count = upstream.secure_origin, settings.tls_warm(upstream)
-            if secure is not None and count:
-                self._add(secure, upstream, Fixed(count), count, now)
+            self._add(upstream.origin, upstream, *_sizing(upstream.warm, upstream), now)
+            secure, warm = upstream.secure_origin, settings.tls_warm(upstream)
+            if secure is not None and warm:
+                self._add(secure, upstream, *_sizing(warm, upstream), now)
             elif secure is not None:
                 self._own[secure] = upstream
         self.configured = frozenset(self._pools)
@@ -58,17 +61,35 @@ class Registry(Generic[C, W]):
     def find(self, origin: Origin) -> OriginPool[C, W] | None:
         return self._pools.get(origin)
 
+    def at(self, host: str) -> list[OriginPool[C, W]]:
+        """The pools of one host, whatever their ports and schemes."""
+        return self._by_host.get(host, [])
+
+    def site(self, origin: Origin) -> Site[C, W]:
+        """Where the pool of that origin is."""
+        return self._sites[origin.host, origin.port]
+
     def use(self, origin: Origin, now: float) -> OriginPool[C, W]:
         """The origin's pool, made if need be; from now on the one that was used last."""
         pool = self._pools.get(origin)
         if pool is None:
             s = self._settings
-            sizing = Learned(s.learn_requests, s.learn_window, s.learn_warm, s.learn_quiet)
-            settings = self._own.get(origin, s.defaults)
-            pool = self._add(origin, settings, sizing, s.learn_warm, now)
+            auto = Auto(1, s.learn_warm)
+            sizing = Learned(s.learn_requests, s.learn_window, s.learn_quiet, auto)
+            pool = self._add(origin, self.settings_of(origin), sizing, s.learn_warm, now)
         else:
             self._pools.move_to_end(origin)
         return pool
+
+    def settings_of(self, origin: Origin) -> OriginSettings:
+        """What holds for an origin, whether it has a pool or not."""
+        pool = self._pools.get(origin)
+        return pool.settings if pool else self._own.get(origin, self._settings.defaults)
+
+    def is_full(self) -> bool:
+        """Whether max_origins have pools that stay, so that one more would be one too many."""
+        stay = sum(p.origin in self.configured or not p.is_let_go() for p in self)
+        return stay >= self._settings.max_origins
 
     def beyond_cap(self) -> list[OriginPool[C, W]]:
         """The pools to let go: those over max_origins that were used least recently and that
@@ -85,11 +106,19 @@ class Registry(Generic[C, W]):
 
     def let_go(self, pool: OriginPool[C, W]) -> None:
         del self._pools[pool.origin]
+        beside = self._by_host[pool.origin.host]
+        beside.remove(pool)
+        if not beside:
+            del self._by_host[pool.origin.host]
+        site = self.site(pool.origin)
+        site.pools.remove(pool)
+        if not site.pools:
+            del self._sites[pool.origin.host, pool.origin.port]
         self.forgotten.add(pool.tally)
 
-    def least_recent_with_idle(self, beside: Origin | None = None) -> OriginPool[C, W] | None:
+    def least_recent_with_idle(self) -> OriginPool[C, W] | None:
         """Whose idle connection makes room under the global cap: not configured origins first."""
-        pools = [p for p in self if p.origin != beside and p.oldest_idle() is not None]
+        pools = [p for p in self if p.oldest_idle() is not None]
         others = (p for p in pools if p.origin not in self.configured)
         return next(others, None) or next(iter(pools), None)
 
@@ -109,7 +138,17 @@ class Registry(Generic[C, W]):
         )
         pool.recall(self._recall(origin))
         self._pools[origin] = pool
+        self._by_host.setdefault(origin.host, []).append(pool)
+        self._sites.setdefault((origin.host, origin.port), Site()).pools.append(pool)
         return pool
+
+
+def _sizing(warm: Warm, settings: OriginSettings) -> tuple[Sizing, int]:
+    """What decides on an upstream's idle connections, and how many there may come to be."""
+    if warm != "auto":
+        return Fixed(warm), warm
+    least, most = settings.warm_range
+    return Auto(least, most), most
 
 
 def tallies(

@@ -11,8 +11,8 @@ shelf: its end says whether the limit is (still) true.
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import chain, islice
+from dataclasses import dataclass, field
+from itertools import chain, count, islice
 from math import inf
 from typing import Generic, TypeVar
 
@@ -40,10 +40,15 @@ class Entry:
     place: str = ""
     """The peer's address, "" where it does not matter."""
     used: bool = False
+    """It carried a request: a client's, or one of our own."""
+    served: bool = False
+    """It carried a client's."""
     idled: float = 0.0
     """Seconds idle before the lease that it is under."""
     suspect: bool = False
     """A sibling at the same address failed, or the way there changed."""
+    number: int = field(default_factory=count(1).__next__)
+    """Grows with each connection of any pool: the order in which upstreams accepted them."""
 
 
 class Shelves(Generic[C]):
@@ -90,6 +95,22 @@ class Shelves(Generic[C]):
         """An idle connection's entry; None for a canary."""
         return self.fresh.get(conn) or self.used.get(conn)
 
+    def unasked(self) -> list[tuple[C, Entry]]:
+        """What holds a descriptor and never carried a request."""
+        kept = [(conn, entry) for conn, entry in self.canaries.items() if not entry.used]
+        return [*kept, *self.fresh.items()]
+
+    def idle_longest(self) -> tuple[C, float] | None:
+        """Of those that are not due the one that has been idle longest, and since when."""
+        found = None
+        for shelf in (self.used, self.fresh):
+            for conn, entry in shelf.items():
+                if conn not in self.due:
+                    if found is None or entry.since < found[1]:
+                        found = conn, entry.since
+                    break
+        return found
+
     def count_places(self) -> Counter[str]:
         """Idle connections by address."""
         return Counter(entry.place for entry in self.entries())
@@ -114,11 +135,13 @@ class Shelves(Generic[C]):
         self.lives = self.limits[False].safe(self.rtt)
         self.check_at = -inf
 
-    def take(self, *, used_first: bool, fresh_only: bool) -> tuple[C, Entry] | None:
+    def take(
+        self, *, used_first: bool, fresh_only: bool, spare_fresh: bool = False
+    ) -> tuple[C, Entry] | None:
         """The connection to hand out next, off its shelf."""
         first, second = (self.used, self.fresh) if used_first else (self.fresh, self.used)
         shelf = first if first or fresh_only else second
-        if not shelf:
+        if not shelf or (spare_fresh and shelf is self.fresh):
             return None
         taken = shelf.popitem()
         if self.due or self.stale:

@@ -58,6 +58,13 @@ _SPACE = 32
 _HOW_TO = "set http_proxy=http://HOST:PORT and https_proxy=http://HOST:PORT"
 
 
+def read_status(data: bytes) -> int | None:
+    """The status code where the bytes begin with the whole status line of a response."""
+    line, end, _ = data.partition(b"\r\n")
+    found = _STATUS_LINE.fullmatch(line) if end else None
+    return int(found[3]) if found else None
+
+
 class HeadBuffer:
     """Collects one head after the other from a byte stream.
 

@@ -17,12 +17,14 @@ CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 STATUS_REASONS: Mapping[int, str] = MappingProxyType(
     {
         200: "OK",
+        202: "Accepted",
         400: "Bad Request",
         403: "Forbidden",
         404: "Not Found",
         405: "Method Not Allowed",
         407: "Proxy Authentication Required",
         408: "Request Timeout",
+        409: "Conflict",
         411: "Length Required",
         413: "Content Too Large",
         414: "URI Too Long",

@@ -7,6 +7,11 @@ TIMEOUT = 3.0
 
 
 def get(address: tuple[str, int], path: str) -> tuple[int, bytes]:
+    """`ask` for a page."""
+    return ask(address, "GET", path)
+
+
+def ask(address: tuple[str, int], method: str, path: str) -> tuple[int, bytes]:
     """Ask the admin listener at (host, port); its status and body. No proxy is ever used.
 
     Raises OSError, with a sentence for people, where nothing sensible answers, and its subclass
@@ -14,7 +19,7 @@ def get(address: tuple[str, int], path: str) -> tuple[int, bytes]:
     """
     connection = http.client.HTTPConnection(*address, timeout=TIMEOUT)
     try:
-        connection.request("GET", path)
+        connection.request(method, path)
         response = connection.getresponse()
         return response.status, response.read()
     except TimeoutError:
