@@ -310,7 +310,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write everything seen to FILE, - = stdout")
     parser.add_argument("--python", default=report.python(), help="what runs it (.venv's)")
     options = parser.parse_args()
-    options.writes = not options.only and options.seconds == 300.0
+    options.writes = not options.only and (options.seconds, options.warm) == (300.0, "10")
     if options.seconds <= SETTLED:
         parser.error(f"the first {SETTLED:g} s do not count: --seconds must be more")
     return options

@@ -4,6 +4,7 @@ There veth0 is the way to other machines: what listens at its address is none, b
 address either.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -153,6 +154,63 @@ def test_idle_connections_are_replaced_after_sleep(warmproxy, origin, veth, tmp_
     after = web.wait_open(3)
     always(lambda: all(c.open for c in [*after, *beside]), 1.5)
     assert len(proxy.log_lines('"suspended"', '"seconds": 3600', '"suspect": 3')) == 1
+
+
+IMPATIENT = """
+import socket, sys
+from warmproxy.net import dialer
+dialer._OPTIONS += ((socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 500),)
+from warmproxy.cli import main
+sys.exit(main(sys.argv[4:]))
+"""
+"""The daemon, which waits for 0.5 s and not for 20 s for an acknowledgement."""
+
+
+@contextlib.contextmanager
+def cut_off(ip):
+    """Nothing reaches HERE meanwhile, nor comes back that it does not."""
+    ip("rule add pref 10 lookup local")
+    ip("rule del pref 0")
+    ip(f"rule add pref 5 to {HERE} unreachable")
+    yield
+    ip("rule del pref 5")
+
+
+def test_a_request_that_times_out_makes_siblings_suspect(warmproxy, origin, ip, veth) -> None:
+    """What was sent on one connection is never acknowledged: the idle ones to the same address are
+    replaced as soon as it can be reached again."""
+    web = origin(host=HERE)
+    proxy = warmproxy("--warm", f"{web.url}=3", inside=[sys.executable, "-c", IMPATIENT])
+    before = web.wait_open(3)
+    with cut_off(ip):
+        assert proxy.fetch(f"{web.url}/", "POST").status == 502
+    # nobody has told the origin of the end of the one that timed out
+    eventually(lambda: sum(c.open for c in before) == 1, says=proxy.log)
+    assert proxy.count("warmproxy_closed_total", origin=web.url, reason="suspect") == 2
+    assert not changes(proxy)
+
+
+def test_a_tunnel_that_times_out_makes_siblings_suspect(warmproxy, origin, ip, veth) -> None:
+    """The same where it is a tunnel; one that is reset says nothing of others."""
+    web = origin(host=HERE)
+    warm = f"https://{web.authority}=3"
+    proxy = warmproxy("--warm", warm, inside=[sys.executable, "-c", IMPATIENT])
+    web.wait_open(3)
+    with proxy.tunnel(web.authority) as tunnel:
+        tunnel.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert tunnel.recv(1000).startswith(b"HTTP/1.1 200")
+        web.requests[0].connection.reset()
+        with pytest.raises(ConnectionResetError):
+            tunnel.recv(1000)
+    siblings = web.wait_open(3)
+    always(lambda: all(c.open for c in siblings), 0.5)
+    with proxy.tunnel(web.authority) as tunnel:
+        before = web.wait_open(4)
+        with cut_off(ip):
+            tunnel.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            with pytest.raises(ConnectionResetError):
+                tunnel.recv(1000)
+    eventually(lambda: sum(c.open for c in before) == 1, says=proxy.log)
 
 
 def test_many_connections_share_local_ports(warmproxy, origin, ip) -> None:

@@ -394,8 +394,8 @@ def test_an_origin_asked_three_times_becomes_warm(warmproxy, origin) -> None:
         assert proxy.pool(web.url)["target_idle"] == 0
     assert len(web.connections) == 1
     assert proxy.fetch(f"{web.url}/3").status == 200
-    eventually(lambda: proxy.pool(web.url)["target_idle"] == 2, says=proxy.pools)
-    wait_warm(proxy, web.url, 2)
+    eventually(lambda: proxy.pool(web.url)["target_idle"] == 1, says=proxy.pools)
+    wait_warm(proxy, web.url, 1)
     eventually(web.idle_connections)
     assert len(web.requests) == 3
     outcomes = {
@@ -413,7 +413,7 @@ def test_a_learned_origin_that_is_quiet_is_let_go(warmproxy, origin) -> None:
     )
     for n in (1, 2):
         assert proxy.fetch(f"{web.url}/{n}").status == 200
-    eventually(lambda: len(web.open_connections()) >= 2, says=proxy.pools)
+    eventually(lambda: len(web.open_connections()) >= 1, says=proxy.pools)
     eventually(
         lambda: proxy.pools().get(origin_name(web.url), {"target_idle": 0})["target_idle"] == 0
     )

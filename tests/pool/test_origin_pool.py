@@ -213,16 +213,16 @@ def test_a_dial_that_is_cancelled_counts_no_more():
 
 
 def test_a_settled_pool_needs_no_plan_until_something_is_due():
-    pool = filled(2, idle_timeout=60, rng=lambda: 0.0)
-    assert pool.plan(0.0).wake_at == pool.settled_until(0.0) == 60.0
+    pool = filled(2, idle_timeout=40, rng=lambda: 0.0)
+    assert pool.plan(0.0).wake_at == pool.settled_until(0.0) == 40.0
     pool.acquire("a", Prefer.FRESH, 1.0, alive)
     assert pool.settled_until(1.0) == 1.0, "one is missing"
     dial(pool, 3, 1.0)
-    assert pool.settled_until(1.0) == 60.0
+    assert pool.settled_until(1.0) == 40.0
     pool.release(2, 2.0)
-    assert pool.settled_until(2.0) == 60.0, "surplus leaves by age"
-    pool.plan(60.0)
-    assert pool.settled_until(60.0) == 60.0, "now"
+    assert pool.settled_until(2.0) == 40.0, "surplus leaves by age"
+    pool.plan(40.0)
+    assert pool.settled_until(40.0) == 40.0, "now"
     waited_for = make(0)
     waited_for.acquire("w", Prefer.USED, 3.0, alive)
     assert waited_for.settled_until(3.0) == 3.0
@@ -395,24 +395,24 @@ def test_a_release_never_evicts_for_surplus():
 
 
 def test_surplus_leaves_by_age_used_ones_first():
-    pool = filled(2, idle_timeout=60, rng=lambda: 0.0)
+    pool = filled(2, idle_timeout=40, rng=lambda: 0.0)
     pool.acquire("a", Prefer.FRESH, 1.0, alive)
     dial(pool, 3, 1.0)
     pool.release(2, 1.5)
     plan = pool.plan(1.5)
-    assert plan.wake_at == 60.0
-    assert pool.plan(60.0).evict == ((1, CloseReason.SURPLUS),)
-    assert pool.plan(61.5).evict[0] == (2, CloseReason.IDLE_LIMIT)
+    assert plan.wake_at == 40.0
+    assert pool.plan(40.0).evict == ((1, CloseReason.SURPLUS),)
+    assert pool.plan(41.5).evict[0] == (2, CloseReason.IDLE_LIMIT)
 
 
 def test_a_connection_that_is_due_is_replaced_before_it_goes():
-    pool = filled(2, max_age=100.0, rng=lambda: 0.0)
-    plan = pool.plan(100.0)
+    pool = filled(2, max_age=40.0, rng=lambda: 0.0)
+    plan = pool.plan(40.0)
     assert (plan.dials, plan.evict) == (2, ()), "both are still there for whoever comes"
-    dial(pool, 3, 100.1)
-    assert pool.plan(100.1).evict == ((1, CloseReason.MAX_AGE),)
-    dial(pool, 4, 100.1)
-    assert len(pool.plan(100.1).evict) == 2
+    dial(pool, 3, 40.1)
+    assert pool.plan(40.1).evict == ((1, CloseReason.MAX_AGE),)
+    dial(pool, 4, 40.1)
+    assert len(pool.plan(40.1).evict) == 2
 
 
 def test_what_is_due_stays_while_no_successor_can_be_dialled():
@@ -421,6 +421,43 @@ def test_what_is_due_stays_while_no_successor_can_be_dialled():
     pool.dial_failed(REFUSED, 100.0)
     assert pool.plan(100.0).evict == ()
     assert pool.acquire("w", Prefer.USED, 100.0, alive) == 1
+
+
+def carried_out(pool: Pool, now: float, ids) -> None:
+    """Do at once what the pool plans."""
+    while (plan := pool.plan(now)).dials or plan.evict:
+        for conn, why in plan.evict:
+            pool.evict(conn, why, now)
+        for _ in range(plan.dials):
+            dial(pool, next(ids), now)
+
+
+def test_while_no_limit_is_known_one_connection_goes_ahead_and_the_others_are_never_as_old():
+    """An upstream closes all that are 60 s old: of ten that were opened together it gets one."""
+    pool, ids, now = filled(10), iter(range(100, 10**6)), 0.0
+    short = 0
+    while now < 55.0:
+        now = max(pool.plan(now).wake_at, now + 0.001)
+        carried_out(pool, now, ids)
+        short += pool.idle < 10
+    assert (pool.canaries, short, pool.tally.dials["ok"]) == (1, 0, 20)
+    [ahead] = set(pool.connections()) & set(range(1, 11))
+    pool.closed(ahead, CloseReason.UPSTREAM_EOF, 60.0)
+    assert pool.idle == 10
+    assert pool.oldest_age(60.0) < 20.0
+
+
+def test_what_the_one_ahead_has_lived_through_the_others_may():
+    pool, ids, now = filled(10), iter(range(100, 10**6)), 0.0
+    while now < 3000.0:
+        now = min(max(pool.plan(now).wake_at, now + 0.001), now + 10.0)
+        carried_out(pool, now, ids)
+    assert pool.tally.dials["ok"] == 40, "replaced thrice in 50 minutes, each time five times later"
+
+
+def test_a_single_connection_is_not_replaced_for_a_limit_that_nobody_knows():
+    pool = filled(1)
+    assert pool.plan(300.0).dials == 0
 
 
 def taught(limit=5.0, **settings) -> Pool:

@@ -2,6 +2,8 @@
 
 from math import inf
 
+import pytest
+
 from tests.pool.test_origin_pool import RTT, Pool, Said, alive, dial, filled, make, used
 from warmproxy.observe import CloseReason
 from warmproxy.origin import origin
@@ -153,6 +155,19 @@ def test_suspects_go_when_their_successors_are_there():
     pool.suspect(None, 1.0)
     assert carry_out(pool, 1.0) == dict.fromkeys((1, 2), CloseReason.SUSPECT)
     assert pool.idle == 2
+
+
+@pytest.mark.parametrize("suspect", [False, True])
+def test_the_end_of_a_suspect_teaches_no_idle_limit(suspect):
+    """After sleep they all end, at ages in which the sleep is not counted."""
+    pool = make(4)
+    for conn in (1, 2, 3, 4):
+        dial_to(pool, conn, "10.0.0.1", conn / 10)
+    if suspect:
+        pool.suspect("10.0.0.1", 20.0)
+    for conn in (1, 2, 3, 4):
+        pool.closed(conn, CloseReason.UPSTREAM_EOF, 20.0 + conn / 10)
+    assert (pool.idle_limits["fresh"].seconds == inf) is suspect
 
 
 def test_a_suspect_that_served_a_request_is_none():

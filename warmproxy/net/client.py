@@ -440,6 +440,7 @@ class ClientConnection(asyncio.Protocol):
         assert lease is not None
         lease.tally.tunnel_bytes_up += tunnel.up
         lease.tally.tunnel_bytes_down += tunnel.down
+        lease.connection.broken |= tunnel.timed_out
         self._clients.gone(self, self._exchange.client_address)
         self._clients.tunnels -= 1
         self._release(Release(reusable=False))

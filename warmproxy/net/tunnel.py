@@ -49,6 +49,12 @@ class Tunnel:
     def down(self) -> int:
         return self._upstream.received
 
+    @property
+    def timed_out(self) -> bool:
+        """Whether the upstream stopped acknowledging. (A reset says less here: many a protocol
+        ends by one.)"""
+        return isinstance(self._upstream.lost_by, TimeoutError)
+
     def send_early(self, to_upstream: bytes, to_client: bytes) -> None:
         """What came before the tunnel stood goes first."""
         if to_upstream:
@@ -87,6 +93,7 @@ class _Side(asyncio.Protocol):
         self.received = 0
         self.ended = False
         self.lost = False
+        self.lost_by: Exception | None = None
 
     def data_received(self, data: bytes) -> None:
         if self._on_first is not None:
@@ -108,6 +115,7 @@ class _Side(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
+        self.lost_by = exc
         if exc is not None:
             # a reset is not an orderly end: pass it on as one
             reset(self.peer.transport)

@@ -46,6 +46,10 @@ ACCIDENT = 28
 PROBE = 4.0
 """Times the limit: so old a canary has seen enough. Only where the limit rose is any as old."""
 
+UNPROVEN = 45.0
+"""Seconds that connections are trusted for while no limit is known and none was seen to live longer.
+The first minute shows the short limits; of the usual ones beyond it HAProxy's 50 s is the lowest."""
+
 MARGIN_SHARE = 0.1
 MARGIN_SECONDS = 0.5
 MARGIN_SHORT = 1 / 3
@@ -67,13 +71,14 @@ class Known:
 class IdleLimit:
     """The idle limit of one origin's fresh or used connections. Ages and moments are seconds."""
 
-    __slots__ = ("_ages", "_event_ends", "_hint", "_is_first", "known")
+    __slots__ = ("_ages", "_event_ends", "_hint", "_is_first", "_proven", "known")
 
     def __init__(self) -> None:
         self._ages: deque[float] = deque(maxlen=REMEMBERED)
         self._event_ends = -inf
         self._is_first = False
         self._hint = inf
+        self._proven = 0.0
         self.known: Known | None = None
         """The crowd, if there is one."""
 
@@ -99,6 +104,10 @@ class IdleLimit:
         if self.known is not None and age > _above(self.known.highest):
             self._observe(age)
 
+    def proved(self, age: float) -> None:
+        """A connection that is left open on purpose has lived for `age` seconds so far."""
+        self._proven = max(self._proven, age)
+
     def hinted(self, seconds: float | None) -> None:
         """The upstream says (`Keep-Alive: timeout=`) how long it keeps a connection; None: it
         says so no more. Nothing (0) and weeks are no limits but slips, and count as not said."""
@@ -115,6 +124,18 @@ class IdleLimit:
     def seconds(self) -> float:
         """The idle age at which the upstream closes, inf while nothing is known."""
         return min(self._hint, self.known.lowest if self.known else inf)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Neither learned nor said."""
+        return self.known is None and self._hint == inf
+
+    @property
+    def trusted(self) -> float:
+        """While it is unknown, the idle age up to which connections can be held side by side: what
+        was opened together would be closed together, so one goes ahead of the others."""
+        seen = min(self._proven, min(self._ages, default=inf))
+        return max(UNPROVEN, _less_margin(seen, 0.0))
 
     @property
     def probe_at(self) -> float:

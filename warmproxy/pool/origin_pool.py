@@ -526,7 +526,8 @@ class OriginPool(Generic[C, W]):
         self.tally.closed[reason] += 1
         if not entry.served:
             self.tally.dials_wasted += 1
-        if reason in _THEIRS and was_idle:
+        if reason in _THEIRS and was_idle and not entry.suspect:
+            # what failed with a sibling, or after sleep that no clock here counts, had no limit
             self._shelves.limits[entry.used].closed(age, now)
             self._shelves.learned()  # what is still idle may be due by the new limit
         if not was_idle or entry.used:

@@ -5,8 +5,10 @@ handed out, the oldest age out. A connection is *due* when it should be replaced
 or its age, because its address has gone, because it is suspect. It stays on its shelf until its
 successor is there. A *stale* one has been idle for idle_timeout and goes if it is surplus.
 
-One connection of each kind that is due by a *learned* limit may stay open as the canary, on no
-shelf: its end says whether the limit is (still) true.
+One connection of each kind that is due by its idle limit may stay open as the canary, on no shelf:
+its end says whether a learned limit is (still) true. Where none is known it goes ahead of the others,
+which are replaced before they are as old as anything was seen to get: what was opened together would
+be closed together.
 """
 
 from collections import Counter, OrderedDict
@@ -130,8 +132,9 @@ class Shelves(Generic[C]):
         """A limit may have changed, or what is known of the round trip."""
         for used in (False, True):
             # a connection's jitter is its own; before the shortest of them nothing is due
-            limit = self.limits[used].safe(self.rtt) * (1 - retire.JITTER)
-            self._hold[used] = min(limit, self._settings.idle_timeout)
+            limit = self.limits[used]
+            hold = min(limit.safe(self.rtt), limit.trusted if limit.is_unknown else inf)
+            self._hold[used] = min(hold * (1 - retire.JITTER), self._settings.idle_timeout)
         self.lives = self.limits[False].safe(self.rtt)
         self.check_at = -inf
 
@@ -158,12 +161,14 @@ class Shelves(Generic[C]):
         return entry or self.used.pop(conn), True
 
     def keep_as_canary(self, conn: C, now: float) -> bool:
-        """Leave one that is due by a learned limit open, off its shelf, unless there is one of
-        its kind already; whether it was left."""
+        """Leave one that is due by a learned limit, or because none is known, open, off its shelf,
+        unless there is one of its kind already; whether it was left."""
         entry = self.find(conn)
+        limit = self.limits[entry.used] if entry else None
         if (
             entry is None
-            or self.limits[entry.used].probe_at == inf
+            or limit is None
+            or not (limit.is_unknown or limit.probe_at < inf)
             or any(canary.used == entry.used for canary in self.canaries.values())
         ):
             return False
@@ -201,6 +206,7 @@ class Shelves(Generic[C]):
         self.stale.clear()
         self._expired.clear()
         for conn, entry in self.canaries.items():
+            self.limits[entry.used].proved(now - entry.since)
             probe_at = self.limits[entry.used].probe_at
             end = retire.due(entry.ends, entry.since, entry.spread, probe_at)
             if end.at <= now:
@@ -247,7 +253,10 @@ class Shelves(Generic[C]):
         return CloseReason.SUSPECT if entry.suspect else None
 
     def _due_of(self, entry: Entry) -> retire.Due:
-        limit = self.limits[entry.used].safe(self.rtt)
+        known = self.limits[entry.used]
+        limit = known.safe(self.rtt)
+        if known.is_unknown and len(self.used if entry.used else self.fresh) > 1:
+            limit = known.trusted
         if entry.used:
             limit = min(limit, self._settings.idle_timeout)
         return retire.due(entry.ends, entry.since, entry.spread, limit)
