@@ -26,6 +26,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -51,7 +52,7 @@ JITTERS = (0.0, 0.3)
 KINDS = [Kind(used, jitter) for used in (False, True) for jitter in JITTERS]
 SHOTS_BEFORE = 2
 WARM = 3
-ROUNDS = 8  # in which a pool is left to learn
+ROUNDS = 12  # times the limit: so long a pool is left to learn
 
 BAR_HITS = 0.99
 
@@ -114,7 +115,6 @@ class Race:
         self.before = dict(zip(ports, KINDS * options.lanes_before, strict=False))
         self.after = dict(zip(ports[before:], KINDS * each, strict=False))
         self.shots: list[Shot] = []
-        self.failed_while_learning = 0
 
     def daemon(self, place: Place, cpu: int, lanes: dict[int, Kind], warm: int) -> Daemon:
         tables = [
@@ -131,39 +131,38 @@ class Race:
         return Track(daemon.listen, place.host, place.control, place.one_way, learned)
 
     async def run(self, place: Place, cpu: int) -> None:
-        daemon = self.daemon(place, cpu, self.before, 1)
+        novice = self.daemon(place, cpu, self.before, 1)
+        learner = self.daemon(place, cpu, self.after, WARM)
         try:
-            await daemon.start()
-            track = self.track(place, daemon, learned=False)
+            await novice.start()
+            track = self.track(place, novice, learned=False)
             lanes = [track.lane(kind, port, SHOTS_BEFORE) for port, kind in self.before.items()]
             await asyncio.gather(*lanes)
-        finally:
-            daemon.stop()
-        await self.keep(track)
+            await self.keep(track)
+            novice.stop()
 
-        daemon = self.daemon(place, cpu, self.after, WARM)
-        try:
-            await daemon.start()
-            track = self.track(place, daemon, learned=True)
+            await learner.start()
+            track = self.track(place, learner, learned=True)
             await asyncio.gather(*(self.learn(track, *lane) for lane in self.after.items()))
-            self.check_learned(daemon)
+            self.check_learned(learner)
             count = -(-self.options.shots // self.options.lanes)
             await asyncio.gather(*(track.lane(k, port, count) for port, k in self.after.items()))
+            await self.keep(track)
         finally:
-            daemon.stop()
-        await self.keep(track)
+            novice.stop()
+            learner.stop()
 
     async def keep(self, track: Track) -> None:
         await track.note_arrivals(track.shots)
         self.shots += track.shots
 
     async def learn(self, track: Track, port: int, kind: Kind) -> None:
-        """In a quiet pool connections are closed by themselves; used ones have to be made first."""
-        limit = self.options.limit
-        ends = time.monotonic() + ROUNDS * limit
-        while kind.used and time.monotonic() < ends - 1.5 * limit:
-            await track.use(kind, port, WARM)
-            await asyncio.sleep(1.4 * limit)
+        """In a quiet pool connections are closed by themselves; used ones have to be made first.
+        What is closed within half a second is one observation: they are made one by one."""
+        ends = time.monotonic() + ROUNDS * self.options.limit
+        while kind.used and time.monotonic() < ends - self.options.limit:
+            await track.use(port)
+            await asyncio.sleep(random.uniform(0.5, 0.7))
         await asyncio.sleep(ends - time.monotonic())
 
     def check_learned(self, daemon: Daemon) -> None:

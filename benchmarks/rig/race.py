@@ -33,6 +33,9 @@ class Kind:
         return "GET" if self.used else "POST"
 
 
+POST = Kind(used=False, jitter=0.0)
+
+
 @dataclass
 class Shot:
     kind: Kind
@@ -76,17 +79,15 @@ class Track:
             if fit:
                 return random.choice(fit)
             if kind.used:
-                await self.use(kind, port)
+                await self.use(port)
             await asyncio.sleep(HASTE)
 
-    async def use(self, kind: Kind, port: int, count: int = 1) -> None:
-        """Requests that leave so many used connections behind: POSTs, which take others."""
-        names = [f"{port}-use-{time.monotonic_ns()}-{n}" for n in range(count)]
-        shots = [Shot(kind, self.learned, name, 0.0) for name in names]
-        await asyncio.gather(*(self.shoot(shot, port, 0.0, "POST") for shot in shots))
+    async def use(self, port: int) -> None:
+        """A request that leaves a used connection behind: a POST, which takes another."""
+        await self.shoot(Shot(POST, self.learned, f"{port}-use", 0.0), port, 0.0)
 
-    async def shoot(self, shot: Shot, port: int, at: float, method: str = "") -> None:
-        method = method or shot.kind.method
+    async def shoot(self, shot: Shot, port: int, at: float) -> None:
+        method = shot.kind.method
         url = f"http://{self.origin}:{port}/{shot.name}"
         body = shot.name if method == "POST" else ""
         try:
