@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""How many connections should be open, and who knows best? The policy against its rivals, in numbers.
+"""How many connections should be open, and who knows best? The policy and its rivals, simulated.
 
     python3 benchmarks/simulate.py           # some 10 minutes on two cores; writes README.md, plots
     python3 benchmarks/simulate.py --quick   # one seed, one dial time: a minute; writes nothing
 
 The project's own pools and policies, with ints for connections and a heap of events for time: no
-socket, no sleep. Arrivals (traces.py) x idle limits of servers x times that a dial takes; rivals are
-swept over their parameters. All numbers follow from the seeds; those here were not used to choose
-anything in policy/sizing.py (1 to 5 were).
+socket, no sleep. Arrivals (traces.py) x idle limits of servers x times that a dial takes; rivals
+are swept over their parameters. All numbers follow from the seeds; those here were not used to
+choose anything in policy/sizing.py (1 to 5 were).
 
-The bar, for each cell: no swept rival has both a better hit ratio and fewer idle socket-seconds, and
-ours has 99 % of the hits of an oracle that knows the future and has the same caps. Counted is what
-comes after the first 10 minutes, in which demand is seen for the first time. The hosts of the Zipf
-trace are not configured but learned from their traffic, by the oracle, too.
+The bar, for each cell: no swept rival has both a better hit ratio and fewer idle socket-seconds,
+and ours has 99 % of the hits of an oracle that knows the future and has the same caps. Counted is
+what comes after the first 10 minutes, in which demand is seen for the first time. The hosts of the
+Zipf trace are not configured but learned from their traffic, by the oracle, too.
 
 Exit status 0: the bar is met; 1: it is missed.
 """
@@ -31,17 +31,17 @@ from random import Random
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-from rig import report
-from simulator import traces
-from simulator.rivals import Hikari, Ratio, oracle
-from simulator.world import Limits, Outcome, World
+from rig import report  # noqa: E402
+from simulator import traces  # noqa: E402
+from simulator.rivals import Hikari, Ratio, oracle  # noqa: E402
+from simulator.world import Limits, Outcome, World  # noqa: E402
 
-from warmproxy.observe import Observer
-from warmproxy.origin import origin
-from warmproxy.policy.backoff import DialBudget
-from warmproxy.policy.sizing import Auto, Fixed, Learned, Sizing
-from warmproxy.pool.origin_pool import OriginPool
-from warmproxy.settings import OriginSettings, Settings
+from warmproxy.observe import Observer  # noqa: E402
+from warmproxy.origin import origin  # noqa: E402
+from warmproxy.policy.backoff import DialBudget  # noqa: E402
+from warmproxy.policy.sizing import Auto, Fixed, Learned, Sizing  # noqa: E402
+from warmproxy.pool.origin_pool import OriginPool  # noqa: E402
+from warmproxy.settings import OriginSettings, Settings  # noqa: E402
 
 NAME = "simulate.py"
 DOCS = Path(__file__).parent
@@ -68,6 +68,9 @@ SHARE = 0.99
 BUSY_RATE = 200.0
 """Requests a second over 10,000 origins, for what the policy costs."""
 BUSY_COST = 0.01
+
+FLOOR = 3e-5
+"""Share of misses at which the plots end."""
 
 Spec = tuple[str, float, float]
 Cell = tuple[str, str, float]
@@ -286,10 +289,9 @@ def plot(found: dict[Cell, dict[str, Figure]], to: Path) -> None:
     for axis, cell in zip(axes.flat, shown, strict=False):
         figures = found[cell]
         seconds = (trace(cell[0], SEEDS[0]).seconds - SETTLED) * len(SEEDS)
-        floor = 3e-5
 
         def at(one: Figure, seconds: float = seconds) -> tuple[float, float]:
-            return one.idle / seconds, max(1 - one.hits / one.requests, floor)
+            return one.idle / seconds, max(1 - one.hits / one.requests, FLOOR)
 
         for family, label in families.items():
             points = [at(f) for n, f in figures.items() if n.startswith(family) and "of" not in n]
@@ -299,7 +301,7 @@ def plot(found: dict[Cell, dict[str, Figure]], to: Path) -> None:
         axis.set_yscale("log")
         axis.set_xscale("symlog", linthresh=1.0)
         axis.set_xlim(left=0)
-        axis.set_ylim(floor * 0.8, 1.3)
+        axis.set_ylim(FLOOR * 0.8, 1.3)
         axis.set_title(traces_name(cell[0]))
         axis.set_xlabel("idle connections (mean)")
         axis.set_ylabel("misses, share of requests")

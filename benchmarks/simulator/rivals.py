@@ -6,7 +6,6 @@ from heapq import heappop, heappush
 from math import ceil, inf
 
 from simulator.world import Limits, Outcome
-
 from warmproxy.observe import CloseReason
 from warmproxy.policy.retry import Prefer
 from warmproxy.pool.origin_pool import Plan

@@ -114,7 +114,7 @@ class World:
         at, held = next(coming, (inf, 0.0))
         while True:
             if events and events[0][0] <= at:
-                now, number, kind, what = heappop(events)
+                now, _, kind, what = heappop(events)
                 if now > seconds:
                     break
                 if kind == _RELEASE:

@@ -80,7 +80,7 @@ class Learned:
 
 
 PERIOD = 900.0
-"""Seconds for which a demand that was seen is provided for, and as many more until it is forgotten."""
+"""Seconds for which a demand that was seen is provided for; it is forgotten after as many more."""
 PAUSE = 1.0
 """Seconds without a request that are worth remembering: shorter ones are part of a burst."""
 PAUSES = 16
