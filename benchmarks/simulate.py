@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How many connections should be open, and who knows best? The policy and its rivals, simulated.
 
-    python3 benchmarks/simulate.py           # some 10 minutes on two cores; writes README.md, plots
-    python3 benchmarks/simulate.py --quick   # one seed, one dial time: a minute; writes nothing
+    python3 benchmarks/simulate.py           # some 15 minutes on two cores; writes README.md, a plot
+    python3 benchmarks/simulate.py --quick   # one seed, one dial time: 4 minutes; writes nothing
 
 The project's own pools and policies, with ints for connections and a heap of events for time: no
 socket, no sleep. Arrivals (traces.py) x idle limits of servers x times that a dial takes; rivals
@@ -18,6 +18,7 @@ Exit status 0: the bar is met; 1: it is missed.
 """
 
 import argparse
+import importlib.util
 import os
 import sys
 import time
@@ -331,6 +332,10 @@ def main() -> int:
     options = parser.parse_args()
     if options.quick:
         options.traces = [name for name in options.traces if name != "zipf"]
+    writes = not (options.quick or options.no_write or options.traces != list(TRACES))
+    if writes and importlib.util.find_spec("matplotlib") is None:
+        print("the plots need matplotlib (pip install matplotlib); or --no-write", file=sys.stderr)
+        return 2
     began = time.monotonic()
     seeds = SEEDS[:1] if options.quick else SEEDS
     work = [
@@ -354,7 +359,7 @@ def main() -> int:
         " included.\n\n" + table(verdicts)
     )
     print(text)
-    if not (options.quick or options.no_write or options.traces != list(TRACES)):
+    if writes:
         plot(found, DOCS / "simulate.png")
         report.write_page(DOCS / "README.md", NAME, text)
     return 0 if met else 1
