@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How many connections should be open, and who knows best? The policy and its rivals, simulated.
 
-    python3 benchmarks/simulate.py           # some 15 minutes on two cores; writes README.md, a plot
+    python3 benchmarks/simulate.py           # some 15 minutes; writes README.md and a plot
     python3 benchmarks/simulate.py --quick   # one seed, one dial time: 4 minutes; writes nothing
 
 The project's own pools and policies, with ints for connections and a heap of events for time: no

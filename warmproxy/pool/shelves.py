@@ -6,9 +6,9 @@ or its age, because its address has gone, because it is suspect. It stays on its
 successor is there. A *stale* one has been idle for idle_timeout and goes if it is surplus.
 
 One connection of each kind that is due by its idle limit may stay open as the canary, on no
-shelf: its end says whether a learned limit is (still) true. Where none is known it goes ahead of
-the others, which are replaced before they are as old as anything was seen to get: what was opened
-together would be closed together.
+shelf: its end says whether a learned limit is (still) true. Where none is known a fresh one goes
+ahead of the others, which are replaced before they are as old as anything was seen to get: what was
+opened together would be closed together.
 """
 
 from collections import Counter, OrderedDict
@@ -133,7 +133,7 @@ class Shelves(Generic[C]):
         for used in (False, True):
             # a connection's jitter is its own; before the shortest of them nothing is due
             limit = self.limits[used]
-            hold = min(limit.safe(self.rtt), limit.trusted if limit.is_unknown else inf)
+            hold = limit.trusted if limit.is_unknown and not used else limit.safe(self.rtt)
             self._hold[used] = min(hold * (1 - retire.JITTER), self._settings.idle_timeout)
         self.lives = self.limits[False].safe(self.rtt)
         self.check_at = -inf
@@ -168,7 +168,7 @@ class Shelves(Generic[C]):
         if (
             entry is None
             or limit is None
-            or not (limit.is_unknown or limit.probe_at < inf)
+            or not (limit.probe_at < inf or (limit.is_unknown and not entry.used))
             or any(canary.used == entry.used for canary in self.canaries.values())
         ):
             return False
@@ -255,10 +255,10 @@ class Shelves(Generic[C]):
     def _due_of(self, entry: Entry) -> retire.Due:
         known = self.limits[entry.used]
         limit = known.safe(self.rtt)
-        if known.is_unknown and len(self.used if entry.used else self.fresh) > 1:
-            limit = known.trusted
         if entry.used:
             limit = min(limit, self._settings.idle_timeout)
+        elif known.is_unknown and len(self.fresh) > 1:
+            limit = known.trusted
         return retire.due(entry.ends, entry.since, entry.spread, limit)
 
     def _come_last(self, chosen: Callable[[Entry], bool], now: float) -> list[C]:
