@@ -69,7 +69,8 @@ class Learned:
             self._asked.clear()
 
     def target_idle(self, now: float, active: int, dial: float, lives: float) -> int:
-        if self._warm and now - self._last >= self.quiet:
+        # as changes_at says it: now - last may round to less than quiet in that very moment
+        if self._warm and now >= self._last + self.quiet:
             self._warm = False
         return self.sizing.target_idle(now, active, dial, lives) if self._warm else 0
 
