@@ -17,15 +17,14 @@ and after the first minute:
 * none takes longer than a second: idle connections do the server no harm;
 * while nothing is asked, there are never fewer idle connections than there should be (by the
   daemon's own account of each second, and seen by a look every 50 ms).
-A server whose only worker is held by an idle connection (gunicorn sync) is to be left alone from
-when it has stopped that worker for the first time, and slow requests are forgiven that came before.
+Where an idle connection holds a server's only worker (gunicorn sync), slow requests are forgiven
+until the server is left alone.
 """
 
 import argparse
 import asyncio
 import contextlib
 import json
-import math
 import re
 import sys
 import tempfile
@@ -96,8 +95,8 @@ class Watched:
 
     @property
     def left_alone_from(self) -> float:
-        """When it was first seen that none is to be held."""
-        return next((look["at"] for look in self.looks if look["held_back"]), math.inf)
+        """When it was first seen that none is to be held; SETTLED where it never was."""
+        return next((look["at"] for look in self.looks if look["held_back"]), SETTLED)
 
     @property
     def origin(self) -> str:
@@ -265,7 +264,6 @@ def judge(one: Watched, seconds: float) -> Verdict:
         "slow": sum(seconds > SLOW for seconds in times),
         "connections short": max(0, -(one.least or 0)),
         "seconds short": round(one.below, 3),
-        "not left alone": one.kind.harmed and not end["held_back"],
     }
     limits = "/".join(
         "-" if end["idle_limits"].get(kind) is None else f"{end['idle_limits'][kind]:.3g}"

@@ -167,7 +167,7 @@ class Kind:
     command: Callable[[Place], list[str]]
     """Writes its configuration and says how it is started, in the foreground."""
     harmed: bool = False
-    """One idle connection keeps its only worker: the proxy is to notice and hold none."""
+    """One idle connection keeps its only worker: the proxy is to notice, and may take its time."""
 
 
 def _node(at: Place) -> list[str]:
