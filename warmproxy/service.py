@@ -13,7 +13,7 @@ from math import inf
 import uvloop
 
 from warmproxy import __version__, log, wiring
-from warmproxy.admin.pages import Readiness, View, respond, submit
+from warmproxy.admin.pages import Readiness, View, awaited, respond, submit
 from warmproxy.admin.server import AdminConnection, AdminHosts
 from warmproxy.metrics import Exposition, Gauges, Sample
 from warmproxy.net.changes import NetworkChanges, read_clocks, slept
@@ -255,8 +255,8 @@ class Service:
 
     def _announce(self, now: float) -> None:
         """Say once that the pools are warm, or which are not when the time for it is over."""
-        configured = [p for p in self._registry if p.origin in self._registry.configured]
-        said = self._readiness.look(configured, now)
+        pools = awaited(self._registry, self._registry.configured)
+        said = self._readiness.look(pools, now)
         if all(ready for _, ready, _ in said):
             self._announced = True
             if said:

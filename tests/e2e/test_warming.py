@@ -374,8 +374,10 @@ def test_a_daemon_that_starts_in_a_window_holds_it(warmproxy, origin, pki) -> No
     secure["warm_at"] = [{**every_minute, "count": 0, "tls": 2}]
     settings["upstream"].append(secure)
     proxy = warmproxy(config=settings)
-    assert (len(web.connections), len(far.connections)) == (4, 3)
     pools = proxy.pools()
+    assert [pool["fresh"] for pool in pools.values()] == [4, 1, 2]
+    web.wait_open(4)
+    far.wait_open(3)
     found = {name: (pool["target_idle"], pool["boosts"]) for name, pool in pools.items()}
     assert [target for target, _ in found.values()] == [4, 1, 2]
     assert found[f"tcp://localhost:{far.port}"][1] == []

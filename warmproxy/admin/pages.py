@@ -1,7 +1,7 @@
 """What the admin listener says, from what is. No sockets here."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -51,6 +51,11 @@ class Readiness:
             else:
                 said.append((pool.origin, False, have))
         return said
+
+
+def awaited(pools: Iterable[AnyPool], configured: frozenset[Origin]) -> list[AnyPool]:
+    """The pools that readiness waits for: what is configured, if only for a window."""
+    return [pool for pool in pools if pool.origin in configured or pool.boosts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +120,7 @@ def _json(status: int, value: object) -> Page:
 
 
 def _readyz(view: View, verbose: bool) -> Page:
-    configured = [p for p in view.pools() if p.origin in view.configured]
-    said = view.readiness.look(configured, view.now())
+    said = view.readiness.look(awaited(view.pools(), view.configured), view.now())
     ready = all(is_ready for _, is_ready, _ in said) and not view.readiness.draining
     lines = ["ready" if ready else "draining" if view.readiness.draining else "not ready"]
     if verbose:
