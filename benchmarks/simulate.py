@@ -110,7 +110,7 @@ def pool(spec: Spec, arrivals: traces.Trace, rng: Random) -> object:
     elif kind == "ratio":
         sizing, count, settings = Ratio(a), 1000, OriginSettings(idle_timeout=3600.0)  # Envoy's
     else:
-        least, most = (0, Settings().learn_warm) if arrivals.learned else (int(a), int(b))
+        least, most = (1, Settings().learn_warm) if arrivals.learned else (int(a), int(b))
         sizing, count = Auto(least, most, reuse=not arrivals.tunnels), most
     if arrivals.learned:
         sizing = learned(sizing)
@@ -142,7 +142,8 @@ def run(spec: Spec, name: str, limits: Limits, dial: float, seed: int) -> Outcom
             known.asked(now, 0)
             return allowed
 
-        foresight = oracle(requests, limits, dial, cap, tunnels=arrivals.tunnels, since=SETTLED)
+        kept = Limits("", limits.fresh, min(limits.used, OriginSettings().idle_timeout))
+        foresight = oracle(requests, kept, dial, cap, tunnels=arrivals.tunnels, since=SETTLED)
         sum_of_all.add(foresight)
     return sum_of_all
 
