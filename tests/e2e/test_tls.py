@@ -185,7 +185,7 @@ def test_idle_connections_that_end_are_replaced(warmproxy, origin, pki, version)
         assert pool["last_close"]["reason"] == ("suspect" if how == "rst" else reason)
         assert (pool["dials"], pool["dials_failed"]) == (2 + total, 0)
         assert count_sockets_to(web.port, "CLOSE_WAIT") == 0
-        assert second.open is (how != "rst")
+        eventually(lambda second=second, how=how: second.open is (how != "rst"))
     ended = [c for c in web.connections if not c.open]
     for n in range(2):
         reply = proxy.fetch(f"{web.url}/{n}", "POST", b"x")
