@@ -27,7 +27,7 @@ from warmproxy.protocol.headers import (
     write_response,
 )
 from warmproxy.protocol.heads import HeadBuffer, parse_request_head, parse_response_head
-from warmproxy.protocol.memo import Memo
+from warmproxy.protocol.memo import Answers, Requests
 from warmproxy.protocol.messages import RequestHead, ResponseHead
 from warmproxy.protocol.target import Forward, parse_target
 from warmproxy.settings import OriginSettings, Settings, toml_value
@@ -153,14 +153,20 @@ def _check_memo(block: bytes, head: RequestHead) -> None:
         route = parse_target(head.method, head.target)
     except BadRequest:
         return  # only what was forwarded is kept
-    memo = Memo(b"us")
-    memo.keep(block, head, judged)
-    if (found := memo.find(block)) is not None:
-        again, there, kept, tail = found
-        assert (again.method, again.version) == (head.method, head.version)
-        assert there == route, "another target"
-        assert kept is judged
-        assert tail == request_tail(judged, b"us"), "another head"
+    if not isinstance(route, Forward):
+        return
+    out = write_request(head.method, route.target, route.host, request_tail(judged, b"us"))
+    memory = Requests()
+    # kept from a request for another path
+    other = block.replace(b"%b HTTP/1.1" % route.target, b"/other HTTP/1.1", 1)
+    elsewhere = write_request(head.method, b"/other", route.host, request_tail(judged, b"us"))
+    memory.keep(other, head, judged, route, elsewhere)
+    if (found := memory.find(block)) is not None:
+        known, path = found
+        assert (known.request.method, known.request.version) == (head.method, head.version)
+        assert known.acquire.origin == known.route.origin == route.origin, "another origin"
+        assert known.judged is judged
+        assert known.start + path + known.end == out, "another head"
         assert judged.body.done, "a body that nobody would read"
 
 
@@ -298,9 +304,17 @@ def _check_response(data: bytes, cut: int, method: bytes) -> None:
 
 def _check_plain(block: bytes, head: ResponseHead) -> None:
     """The lane for plain answers gives what reading, judging and writing give."""
-    plain = read_plain_response(block, b"GET")
+    plain = read_plain_response(block)
+    answers = Answers(b"us")
+    answers.read(re.sub(rb"\r\n([Dd]ate): [^\r]*", rb"\r\n\1: before", block, count=1))
+    read = answers.read(block)
+    assert read == Answers(b"us").read(block), "another answer than without a memory"
     if plain is None:
+        assert read is None
         return
+    assert read is not None
+    assert read[0] == b"%b\r\nVia: 1.1 us\r\n%b\r\n\r\n" % (plain.head, plain.framing)
+    assert read[1:] == (plain.status, plain.length, plain.judged)
     judged = judge_response(head, b"GET")
     written = write_response(head, judged, via=b"us", date=b"now", keep_alive=True, client_10=False)
     assert b"%b\r\nVia: 1.1 us\r\n%b\r\n\r\n" % (plain.head, plain.framing) == written

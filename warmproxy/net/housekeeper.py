@@ -4,6 +4,7 @@ import asyncio
 import socket
 import warnings
 from collections.abc import Callable
+from math import inf
 from typing import Protocol
 
 from warmproxy.errors import DialClosed, DialError, LimitReached, ShuttingDown, WarmproxyError
@@ -118,9 +119,8 @@ class Housekeeper:
         """Connections and dials of all pools."""
         self._changed: dict[Origin, Pool] = {}
         self._flushing: asyncio.Handle | None = None
-        self._wakes: dict[Origin, tuple[float, asyncio.Handle]] = {}
-        """When each pool is planned again, and by what: a uvloop timer that is due within half a
-        millisecond cannot tell when."""
+        self._wakes: dict[Origin, asyncio.Handle] = {}
+        """What plans each pool again at its `planned_until`."""
         self._timeouts: dict[Waiter, asyncio.TimerHandle] = {}
         self._dials: set[asyncio.Task[None]] = set()
         self._starved: dict[Origin, Pool] = {}
@@ -149,7 +149,7 @@ class Housekeeper:
             timeout.cancel()
             waiter.lease_failed(ShuttingDown("this proxy is shutting down"))
         self._timeouts.clear()
-        for _, wake in self._wakes.values():
+        for wake in self._wakes.values():
             wake.cancel()
         now = self._loop.time()
         for pool in self.registry:
@@ -203,7 +203,8 @@ class Housekeeper:
         conn = pool.acquire(waiter, prefer, now, self._alive)
         if len(self.registry) > self._settings.max_origins:
             self._let_go(now)  # by now this pool has a lease or a waiter, and stays
-        self._plan_if_needed(pool, now)
+        if not pool.is_settled(now):
+            self._plan_soon(pool)
         if conn is not None:
             return Lease(self, pool, conn)
         timeout = pool.settings.acquire_timeout
@@ -247,7 +248,8 @@ class Housekeeper:
             waiter = pool.release(conn, now)
             if waiter is not None:
                 self._serve(pool, waiter, conn)
-            self._plan_if_needed(pool, now)
+            if not pool.stays_settled():
+                self._plan_soon(pool)
 
     def answered(self, pool: Pool, conn: UpstreamConnection) -> None:
         """For Lease.answered: the connection was fresh."""
@@ -331,17 +333,10 @@ class Housekeeper:
             for memory in (self._changed, self._starved, self._warmed):
                 memory.pop(pool.origin, None)
             if (wake := self._wakes.pop(pool.origin, None)) is not None:
-                wake[1].cancel()
+                wake.cancel()
             self.registry.let_go(pool)
 
     # ── plans ────────────────────────────────────────────────────────────────────────────────
-
-    def _plan_if_needed(self, pool: Pool, now: float) -> None:
-        """For what happens with every request: mostly nothing is to be done for it."""
-        wake = self._wakes.get(pool.origin)
-        settled_until = pool.settled_until(now)
-        if settled_until <= now or wake is None or settled_until < wake[0]:
-            self._plan_soon(pool)
 
     def _plan_soon(self, pool: Pool) -> None:
         self._changed[pool.origin] = pool
@@ -369,16 +364,16 @@ class Housekeeper:
                 self._starved[pool.origin] = pool
                 break
             self._start_dial(pool, now)
-        wake = self._wakes.get(pool.origin)
-        if plan.wake_at != float("inf") and (wake is None or plan.wake_at < wake[0]):
-            if wake is not None:
-                wake[1].cancel()
+        if plan.wake_at < pool.planned_until:
+            if (wake := self._wakes.get(pool.origin)) is not None:
+                wake.cancel()
             # a timer that is later than needed would cost warmth; one too early, one more look
-            timer = self._loop.call_at(plan.wake_at, self._wake, pool)
-            self._wakes[pool.origin] = (plan.wake_at, timer)
+            self._wakes[pool.origin] = self._loop.call_at(plan.wake_at, self._wake, pool)
+            pool.planned_until = plan.wake_at
 
     def _wake(self, pool: Pool) -> None:
         del self._wakes[pool.origin]
+        pool.planned_until = inf
         self._carry_out(pool)
 
     def _make_room(self, pool: Pool, now: float) -> bool:

@@ -102,6 +102,8 @@ class OriginPool(Generic[C, W]):
         self.guard = Guard()
         self.hint: float | None = None
         """Seconds: what `Keep-Alive: timeout=` said last, if it did."""
+        self.planned_until = inf
+        """When its plan is looked at again if nothing happens: set by who carries the plans out."""
         self.boosts: dict[str, tuple[int, float]] = {}
         """Why -> how many idle connections there should be at the least, and until when."""
         self.dial_failures = Backoff(settings.backoff_max, rng)
@@ -464,7 +466,7 @@ class OriginPool(Generic[C, W]):
 
     def settled_until(self, now: float) -> float:
         """Until when a plan would hold nothing to do, unless something happens; `now` where it
-        may. Much cheaper than a plan: asked at every acquire and release."""
+        may. Much cheaper than a plan."""
         shelves = self._shelves
         missing = self.target_idle(now) - len(shelves)
         due = len(shelves.due)
@@ -474,6 +476,20 @@ class OriginPool(Generic[C, W]):
             return now
         changes_at = self._target_changes_at(now)
         return changes_at if changes_at < shelves.check_at else shelves.check_at
+
+    def is_settled(self, now: float) -> bool:
+        """Whether all that is to be done is planned: asked at every acquire."""
+        settled_until = self.settled_until(now)
+        return settled_until > now and settled_until >= self.planned_until
+
+    def stays_settled(self) -> bool:
+        """The same after a release, which leaves less to be done: one connection more may be one
+        too many, or be due before all others. (Where demand falls by one, the target rises by one
+        at the most.)"""
+        shelves = self._shelves
+        if shelves.due or shelves.stale or self._waiting:
+            return False
+        return shelves.check_at >= self.planned_until
 
     def account(self, now: float) -> None:
         """Bring the sums over time (idle socket-seconds, seconds below target) up to `now`."""

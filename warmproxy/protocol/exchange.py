@@ -51,13 +51,12 @@ from warmproxy.protocol.headers import (
     judge_request,
     judge_response,
     loops,
-    read_plain_response,
     request_tail,
     write_request,
     write_response,
 )
 from warmproxy.protocol.heads import HeadBuffer, parse_request_head, parse_response_head
-from warmproxy.protocol.memo import Memo
+from warmproxy.protocol.memo import Answers, Requests
 from warmproxy.protocol.messages import (
     Acquire,
     Action,
@@ -117,10 +116,14 @@ class Terms:
     """The TLS profile of https origins that are not configured."""
     http_10: set[Origin] = field(default_factory=set)
     """Origins that answered in HTTP/1.0 lately: no chunks to them (RFC 9112, 6.1)."""
-    memo: Memo = field(init=False)
+    requests: Requests = field(init=False, default_factory=Requests)
+    answers: Answers = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "memo", Memo(self.pseudonym))
+        object.__setattr__(self, "answers", Answers(self.pseudonym))
+
+
+_NO_BODY = NoBody()
 
 
 class State(Enum):
@@ -136,6 +139,7 @@ class Exchange:
     """See the module. Each event returns the actions to carry out, in their order."""
 
     __slots__ = (
+        "_admitted",
         "_ahead",
         "_body",
         "_client_ended",
@@ -171,6 +175,8 @@ class Exchange:
         self._terms = terms
         self.client_address = client_address
         self.state = State.IDLE
+        self._admitted = False
+        """This client's address may use the proxy."""
         self._input = HeadBuffer(terms.max_head, BadRequest)
         self._response_heads: HeadBuffer | None = None
         self._ahead = b""
@@ -187,7 +193,7 @@ class Exchange:
         self._request: RequestHead | None = None
         self._judged: JudgedRequest | None = None
         self._route: Route | None = None
-        self._body: Framing = NoBody()
+        self._body: Framing = _NO_BODY
         self._head_out = b""
         self._held: list[bytes] | None = []
         """The body as sent so far, while a second try may need it; None when it grew too long."""
@@ -201,7 +207,7 @@ class Exchange:
         self._upstream_spoke = False
         self._interims = 0
         self._response: JudgedResponse | None = None
-        self._response_body: Framing = NoBody()
+        self._response_body: Framing = _NO_BODY
         self._responding = False
         """The client got something of the final response."""
         self._keep_alive = False
@@ -417,23 +423,20 @@ class Exchange:
 
     def _begin_again(self, block: bytes) -> bool:
         """Begin a request whose fields were judged before; False where they were not."""
-        terms = self._terms
-        known = terms.memo.find(block)
-        if known is None:
+        found = self._terms.requests.find(block)
+        if found is None:
             return False
-        head, route, judged, tail = known
-        origin = route.origin
-        if origin in terms.upgrades:
-            return False
-        self._request, self._judged = head, judged
-        terms.access.check_client(self.client_address)
-        terms.destinations.check_origin(origin)
-        self._route = route
-        if origin is not self._pinned_to:
+        known, path = found
+        self._request, self._judged = known.request, known.judged
+        if not self._admitted:
+            self._terms.access.check_client(self.client_address)
+            self._admitted = True
+        self._route = known.route
+        if self._pinned_to is not None and self._pinned_to is not known.route.origin:
             self._pinned_to = None
         self.state = State.CONNECTING
-        self._head_out = write_request(head.method, route.target, route.host, tail)
-        self._out.append(Acquire(origin, preference(head.method)))
+        self._head_out = known.start + path + known.end
+        self._out.append(known.acquire)
         return True
 
     def _begin(self, block: bytes, head: RequestHead) -> None:
@@ -442,6 +445,7 @@ class Exchange:
         route = self._route_to(head)
         judged = judge_request(head)
         terms.access.check_client(self.client_address)
+        self._admitted = True
         self._judged = judged
         self._body = judged.body
         terms.access.check_credentials(judged.proxy_authorization)
@@ -467,7 +471,7 @@ class Exchange:
         tail = request_tail(judged, terms.pseudonym)
         self._head_out = write_request(head.method, route.target, route.host, tail)
         if terms.gateway is None and not self._plain_host:
-            terms.memo.keep(block, head, judged)
+            terms.requests.keep(block, head, judged, route, self._head_out)
         rest, self._ahead = self._ahead, b""
         if rest:
             self._request_body(rest)
@@ -577,18 +581,30 @@ class Exchange:
         """Pass on a response that is nothing special; False where it is."""
         request = self._request
         assert request is not None
-        if self._plain_host or self._tries > 1 or request.version == b"1.0":
+        if (
+            self._plain_host
+            or self._tries > 1
+            or request.version == b"1.0"
+            or request.method == b"HEAD"
+        ):
             return False
-        plain = read_plain_response(block, request.method)
+        plain = self._terms.answers.read(block)
         if plain is None:
             return False
-        status, head, length, framing, judged = plain
-        self._remember_version(b"1.1")
-        self._receive(status, judged, Chunked() if length is None else Length(length))
-        via = self._terms.pseudonym
-        closes = b"" if self._keep_alive else b"Connection: close\r\n"
-        head = b"%b\r\nVia: 1.1 %b\r\n%b\r\n%b\r\n" % (head, via, framing, closes)
-        self._response_bytes(head, data)
+        head, status, length, judged = plain
+        if self._terms.http_10:
+            self._remember_version(b"1.1")
+        whole = length == len(data)
+        body = _NO_BODY if whole else Chunked() if length is None else Length(length)
+        self._receive(status, judged, body)
+        if not self._keep_alive:
+            head = head[:-2] + b"Connection: close\r\n\r\n"
+        if whole:
+            self._responding = True
+            self._out.append(ToClient(head + data))
+            self._response_done(reusable=judged.reusable)
+        else:
+            self._response_bytes(head, data)
         return True
 
     def _receive(self, status: int, judged: JudgedResponse, body: Framing) -> None:

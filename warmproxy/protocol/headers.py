@@ -70,8 +70,7 @@ _PLAIN_RESPONSE = re.compile(
 )
 _PLAIN_NAMES = b"|".join(sorted(_RESPONSE_FIELDS - {b"date"}))
 # the look-ahead, first letters of the names, spares most fields the alternatives
-_PLAIN_STOPS = re.compile(rb"\r\n(?=[CKPTUVWckptuvw])((?i:%b)): ([^\r]*+)" % _PLAIN_NAMES)
-_PLAIN_TAKEN = re.compile(rb"\r\n(?=[CKPTUVWckptuvw])(?i:%b): [^\r]*+" % _PLAIN_NAMES)
+_PLAIN_STOPS = re.compile(rb"\r\n(?=[CKPTUVWckptuvw])((?i:%b): [^\r]*+)" % _PLAIN_NAMES)
 _NO_BODY = frozenset({b"204", b"304"})
 
 _NO_OPTIONS: frozenset[bytes] = frozenset()
@@ -390,34 +389,34 @@ class PlainResponse(NamedTuple):
     """Shared: without the body, without the fields."""
 
 
-def read_plain_response(block: bytes, method: bytes) -> PlainResponse | None:
-    """The fast lane for what most heads are: a final answer in HTTP/1.1 with a body whose end is
-    told, on a connection that stays. None for all others.
+def read_plain_response(block: bytes) -> PlainResponse | None:
+    """The fast lane for what most heads are: a final answer in HTTP/1.1 (to anything but HEAD)
+    with a body whose end is told, on a connection that stays. None for all others.
 
     It gives what parse_response_head, judge_response and write_response would give, in a third of
     the time: the fields that go on are never taken apart.
     """
     head = _PLAIN_RESPONSE.fullmatch(block)
-    if head is None or method == b"HEAD":
+    if head is None:
         return None
     start, status, fields = head.groups()
     if not (b"\r\nDate: " in fields or b"\r\ndate: " in fields):
         return None
-    shape = _plain_shape(tuple(_PLAIN_STOPS.findall(fields)))
+    parts = _PLAIN_STOPS.split(fields)
+    shape = _plain_shape(*parts[1::2])
     if shape is None or status in _NO_BODY or fields.count(b"\n") > MAX_FIELDS:
         return None
-    return PlainResponse(int(status), start + _PLAIN_TAKEN.sub(b"", fields), *shape)
+    return PlainResponse(int(status), start + b"".join(parts[::2]), *shape)
 
 
 @lru_cache(maxsize=4096)
-def _plain_shape(
-    stops: tuple[tuple[bytes, bytes], ...],
-) -> tuple[int | None, bytes, JudgedResponse] | None:
+def _plain_shape(*stops: bytes) -> tuple[int | None, bytes, JudgedResponse] | None:
     """What the fields between the upstream and us say together, None if that is not plain."""
     length: bytes | None = None
     chunked = False
     timeout: float | None = None
-    for name, value in stops:
+    for field in stops:
+        name, _, value = field.partition(b": ")
         name = name.lower()
         if name == b"content-length" and length is None and _is_length(value):
             length = value
