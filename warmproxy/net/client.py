@@ -54,6 +54,11 @@ class Clients:
     draining: bool = False
     none_left: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection goes while draining."""
+    time: Callable[[], float] = field(init=False)
+    """The loop's clock, in seconds."""
+
+    def __post_init__(self) -> None:
+        self.time = self.loop.time
 
     def connect(self, terms: Terms) -> "ClientConnection":
         """What a listener makes for each connection that it accepts."""
@@ -138,7 +143,7 @@ class ClientConnection(asyncio.Protocol):
         """Bytes that the client and the upstream had yet to take at the last sweep."""
         self._lingers = False
         self._first_byte_due = False
-        self._since = clients.loop.time()
+        self._since = clients.time()
         """Of the last event that counts for a timeout."""
         self._asked_at = 0.0
         """By the system's clock: the loop's (uvloop) counts whole milliseconds."""
@@ -176,7 +181,7 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         # a head's time runs from its first byte, and the last answer's from its end
         if not (self._exchange.awaits_head or self._lingers):
-            self._since = self._clients.loop.time()
+            self._since = self._clients.time()
         self._run(self._exchange.client_data(data))
 
     def eof_received(self) -> bool:
@@ -215,7 +220,7 @@ class ClientConnection(asyncio.Protocol):
         if self._pinned:
             self._drop_pinned()  # between two exchanges nobody has asked for anything
             return
-        self._since = self._clients.loop.time()
+        self._since = self._clients.time()
         if self._first_byte_due:
             self._first_byte_due = False
             assert self._lease is not None
@@ -322,32 +327,32 @@ class ClientConnection(asyncio.Protocol):
     def _run(self, actions: list[Action]) -> None:
         """Carry the actions out in their order; those that follow from them join the list."""
         for action in actions:
-            match action:
-                case ToClient():
-                    self._transport.write(action.data)
-                case ToUpstream():
-                    assert self._lease is not None
-                    self._since = self._clients.loop.time()
-                    self._lease.connection.write(action.data)
-                case Acquire():
-                    actions += self._acquire(action)
-                case Release():
-                    self._release(action)
-                case Answered():
-                    self._answered(action)
-                case Retried():
-                    tally = self._clients.housekeeper.tally(self._exchange.origin)
-                    tally.retries["stale"] += 1
-                case Splice():
-                    self._splice(action)
-                case Cancel():
-                    origin = self._exchange.origin
-                    assert origin is not None
-                    self._clients.housekeeper.cancel(origin, self)
-                case CloseClient():
-                    self._close(action.how)
-                case _:
-                    assert_never(action)
+            # a chain of isinstance takes two thirds of the time that a match takes
+            if isinstance(action, ToClient):
+                self._transport.write(action.data)
+            elif isinstance(action, ToUpstream):
+                assert self._lease is not None
+                self._since = self._clients.time()
+                self._lease.connection.transport.write(action.data)
+            elif isinstance(action, Acquire):
+                actions += self._acquire(action)
+            elif isinstance(action, Release):
+                self._release(action)
+            elif isinstance(action, Answered):
+                self._answered(action)
+            elif isinstance(action, Retried):
+                tally = self._clients.housekeeper.tally(self._exchange.origin)
+                tally.retries["stale"] += 1
+            elif isinstance(action, Splice):
+                self._splice(action)
+            elif isinstance(action, Cancel):
+                origin = self._exchange.origin
+                assert origin is not None
+                self._clients.housekeeper.cancel(origin, self)
+            elif isinstance(action, CloseClient):
+                self._close(action.how)
+            else:
+                assert_never(action)
         self._adjust_reading()
 
     def _acquire(self, action: Acquire) -> list[Action]:
@@ -403,11 +408,12 @@ class ClientConnection(asyncio.Protocol):
             self._release(Release(reusable=False))
 
     def _answered(self, action: Answered) -> None:
-        self._since = self._clients.loop.time()
-        tally = self._clients.housekeeper.tally(action.origin)
+        clients = self._clients
+        self._since = clients.time()
+        tally = clients.housekeeper.tally(action.origin)
         tally.requests[_CODE_CLASSES[action.status // 100]] += 1
-        if self._clients.settings.access_log:
-            self._clients.observer.answered(
+        if clients.settings.access_log:
+            clients.observer.answered(
                 self._exchange.client_address,
                 action.method.decode("ascii", "replace"),
                 action.origin,
@@ -450,15 +456,15 @@ class ClientConnection(asyncio.Protocol):
             reset(self._transport)
         elif how is Close.LINGER and self._transport.can_write_eof():
             self._lingers = True
-            self._since = self._clients.loop.time()
+            self._since = self._clients.time()
             self._transport.write_eof()
         else:
             self._transport.close()
 
     def _adjust_reading(self) -> None:
         """Read from the client while somebody has room for what it sends."""
-        reads = self._lingers or (self._exchange.wants_data and not self._upstream_full)
-        if reads == self._reading or self._tunnel is not None or self._transport.is_closing():
+        reads = (not self._upstream_full and self._exchange.wants_data) or self._lingers
+        if reads is self._reading or self._tunnel is not None or self._transport.is_closing():
             return
         self._reading = reads
         if reads:

@@ -115,6 +115,7 @@ class Housekeeper:
         self._dialer = dialer
         self._observer = observer
         self._loop = loop
+        self._time = loop.time
         self._open = 0
         """Connections and dials of all pools."""
         self._changed: dict[Origin, Pool] = {}
@@ -151,7 +152,7 @@ class Housekeeper:
         self._timeouts.clear()
         for wake in self._wakes.values():
             wake.cancel()
-        now = self._loop.time()
+        now = self._time()
         for pool in self.registry:
             while (conn := pool.oldest_idle()) is not None:
                 self._ended(pool, conn, CloseReason.SHUTDOWN, now)
@@ -159,7 +160,7 @@ class Housekeeper:
     def shed(self, count: int) -> int:
         """Close up to `count` idle connections, those of the origins used least recently first;
         how many there were."""
-        now = self._loop.time()
+        now = self._time()
         for done in range(count):
             pool = self.registry.least_recent_with_idle()
             conn = pool.oldest_idle() if pool else None
@@ -181,7 +182,7 @@ class Housekeeper:
     def boost(self, origin: Origin, count: int, seconds: float, why: str) -> Pool:
         """Hold at least `count` idle connections to the origin for so long, in place of what `why`
         began before; 0 ends that."""
-        now = self._loop.time()
+        now = self._time()
         pool = self.registry.find(origin) or self.registry.use(origin, now)
         pool.boost(count, now + seconds, why, now)
         if len(self.registry) > self._settings.max_origins:
@@ -198,7 +199,7 @@ class Housekeeper:
         """
         if self._stopped:
             raise ShuttingDown("this proxy is shutting down")
-        now = self._loop.time()
+        now = self._time()
         pool = self.registry.use(origin, now)
         conn = pool.acquire(waiter, prefer, now, self._alive)
         if len(self.registry) > self._settings.max_origins:
@@ -222,18 +223,18 @@ class Housekeeper:
 
     def take(self, pool: Pool, conn: UpstreamConnection) -> Lease:
         """An idle connection for a request of our own."""
-        pool.take(conn, self._loop.time())
+        pool.take(conn, self._time())
         return Lease(self, pool, conn)
 
     def lost(self, pool: Pool, conn: UpstreamConnection) -> None:
         """For Lease.lost only."""
-        pool.lost(conn, self._loop.time())
+        pool.lost(conn, self._time())
 
     def released(
         self, pool: Pool, conn: UpstreamConnection, reusable: bool, keep_alive: float | None
     ) -> None:
         """For Lease.release only."""
-        now = self._loop.time()
+        now = self._time()
         conn.detach()
         if conn.ended is not None:
             self._ended(pool, conn, conn.ended, now)
@@ -253,7 +254,7 @@ class Housekeeper:
 
     def answered(self, pool: Pool, conn: UpstreamConnection) -> None:
         """For Lease.answered: the connection was fresh."""
-        for changed in self.registry.site(pool.origin).answered(pool, conn, self._loop.time()):
+        for changed in self.registry.site(pool.origin).answered(pool, conn, self._time()):
             self._plan_soon(changed)
 
     def overdue(
@@ -264,7 +265,7 @@ class Housekeeper:
         pool = self.registry.find(origin)
         if pool is None or (conn is None and origin.scheme != "https"):
             return
-        now = self._loop.time()
+        now = self._time()
         for its, idle in self.registry.site(origin).overdue(pool, conn, waited, now):
             self._ended(its, idle, CloseReason.HARMFUL, now)
 
@@ -275,7 +276,7 @@ class Housekeeper:
         if dead is not None:
             conn.close()
             self._freed()
-            self._heed(conn, self._loop.time())
+            self._heed(conn, self._time())
             if conn.broken:
                 self._loop.call_soon(self.places.failed, conn.origin.host, conn.peer)
         return dead
@@ -307,7 +308,7 @@ class Housekeeper:
         """The upstream ended an idle connection: seen in the turn of the loop in which it came."""
         pool = self.registry.find(conn.origin)
         assert pool is not None, "a pool outlives its connections"
-        self._ended(pool, conn, reason, self._loop.time())
+        self._ended(pool, conn, reason, self._time())
 
     def _ended(self, pool: Pool, conn: UpstreamConnection, reason: CloseReason, now: float) -> None:
         """A connection is over, whoever ended it."""
@@ -350,7 +351,7 @@ class Housekeeper:
             self._carry_out(pool)
 
     def _carry_out(self, pool: Pool) -> None:
-        now = self._loop.time()
+        now = self._time()
         plan = pool.plan(now)
         self._tell_if_learned(pool, now)
         for conn, reason in plan.evict:
@@ -416,7 +417,7 @@ class Housekeeper:
             )
             conn = dialled.connection
             if conn.ended is not None:
-                self._heed(conn, self._loop.time())
+                self._heed(conn, self._time())
                 raise DialClosed(f"{pool.origin.authority} accepted and closed at once")
         except DialError as error:
             self._dial_failed(pool, error)
@@ -437,12 +438,12 @@ class Housekeeper:
             tally.dial_seconds["tcp"].observe(dialled.tcp)
             if pool.origin.scheme == "https":
                 tally.dial_seconds["tls"].observe(dialled.tls)
-                site, now = self.registry.site(pool.origin), self._loop.time()
+                site, now = self.registry.site(pool.origin), self._time()
                 for changed in site.handshaken(dialled.tls, now):
                     self._plan_soon(changed)
             conn.on_idle_end = self._idle_ended
             cost = dialled.dns + dialled.tcp + dialled.tls
-            waiter = pool.dial_succeeded(conn, cost, self._loop.time(), conn.peer)
+            waiter = pool.dial_succeeded(conn, cost, self._time(), conn.peer)
             for place in dialled.silent:
                 self.places.failed(pool.origin.host, place)
             if waiter is not None:
@@ -459,7 +460,7 @@ class Housekeeper:
         raw = self.registry.find(unsecured(pool.origin))
         if raw is None or not raw.fresh or not pool.waiting:
             return None
-        now = self._loop.time()
+        now = self._time()
         nobody = _Nobody()
         try:
             conn = raw.acquire(nobody, Prefer.FRESH_ONLY, now, self._alive)
@@ -476,7 +477,7 @@ class Housekeeper:
         self._freed()
         for place in error.silent:
             self.places.failed(pool.origin.host, place)
-        for waiter in pool.dial_failed(error, self._loop.time()):
+        for waiter in pool.dial_failed(error, self._time()):
             self._timeouts.pop(waiter).cancel()
             waiter.lease_failed(error)
 

@@ -37,7 +37,7 @@ class Prime:
         self._when_over = when_over
         self._timer = loop.call_later(self._timeout, self._time_out)
         self.lease.connection.attach(self)
-        self.lease.connection.write(write_prime(self._request))
+        self.lease.connection.transport.write(write_prime(self._request))
 
     def cancel(self) -> None:
         """The daemon stops."""

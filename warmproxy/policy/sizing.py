@@ -173,10 +173,13 @@ class Auto:
         if demand > self._next_peak:
             self._next_peak = demand
             self._peak = max(self._peak, demand)
-        rise = self._risen(now, active)
-        if rise > self._next_rise:
-            self._next_rise = rise
-            self._rise = max(self._rise, rise)
+        self._follow(now, active)
+        # of tunnels the sum can be more than any of the demands
+        if demand > self._next_rise or not self.reuse:
+            rise = self._risen(active)
+            if rise > self._next_rise:
+                self._next_rise = rise
+                self._rise = max(self._rise, rise)
 
     def target_idle(self, now: float, active: int, dial: float, lives: float) -> int:
         self._dial = dial
@@ -193,8 +196,8 @@ class Auto:
     def changes_at(self, now: float) -> float:
         return self._judge_at
 
-    def _risen(self, now: float, active: int) -> int:
-        """By how much demand has risen within the time of a dial, with the request that comes."""
+    def _follow(self, now: float, active: int) -> None:
+        """Keep the lowest demand of each step."""
         low = self._low
         if now >= self._step_ends:
             begins_with = active if self.reuse else 0
@@ -208,9 +211,12 @@ class Auto:
                     self._step_ends += self._dial / STEPS
         if not self.reuse:
             low[-1] += 1
-            return sum(low)
-        low[-1] = min(low[-1], active)
-        return active + 1 - min(low)
+        elif active < low[-1]:
+            low[-1] = active
+
+    def _risen(self, active: int) -> int:
+        """By how much demand has risen within the time of a dial, with the request that comes."""
+        return active + 1 - min(self._low) if self.reuse else sum(self._low)
 
     def _judge(self, now: float) -> None:
         """Whether to hold, and until when that holds."""

@@ -227,9 +227,10 @@ class Exchange:
     @property
     def wants_data(self) -> bool:
         """Whether the driver should read from the client: the buffers have room."""
-        if self.state is State.CONNECTING:
-            return self._held_size + len(self._ahead) < self._terms.max_buffer
-        return len(self._ahead) < self._terms.max_buffer
+        if not self._ahead and not self._held_size:
+            return True
+        waiting = self._held_size if self.state is State.CONNECTING else 0
+        return waiting + len(self._ahead) < self._terms.max_buffer
 
     @property
     def awaits_response(self) -> bool:
@@ -321,7 +322,8 @@ class Exchange:
                 self._response_heads = HeadBuffer(self._terms.max_head, BadResponse)
             head, held = self._head_out, self._held
             self._out.append(ToUpstream(b"".join((head, *held)) if held else head))
-            self._stop_holding()
+            if held or not self._idempotent:
+                self._stop_holding()
         return self._take()
 
     def lease_failed(self, error: WarmproxyError) -> list[Action]:
@@ -642,7 +644,7 @@ class Exchange:
         # authenticated as a whole, a connection is of use to this client or to nobody
         reusable = reusable and request_done and (go_on or not pinned)
         hint = self._response.keep_alive_timeout
-        self._out.append(Release(reusable, pinned=pinned and reusable, keep_alive=hint))
+        self._out.append(Release(reusable, pinned and reusable, hint))
         self._answered(self._status, None)
         if not request_done and self._keep_alive and not self._is_last():
             self.state = State.LINGERING
