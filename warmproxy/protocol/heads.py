@@ -72,7 +72,7 @@ class HeadBuffer:
     BadRequest for requests, BadResponse for responses.
     """
 
-    __slots__ = ("_buffer", "_max_head", "_requests", "_scanned", "_skipped")
+    __slots__ = ("_buffer", "_max_head", "_requests", "_scanned", "_skipped", "pending")
 
     def __init__(self, max_head: int, error: type[BadRequest] | type[BadResponse]) -> None:
         self._max_head = max_head
@@ -82,11 +82,8 @@ class HeadBuffer:
         """No head ends before this offset of the buffer."""
         self._skipped = False
         """The one empty line before a request was there already (RFC 9112, 2.2)."""
-
-    @property
-    def pending(self) -> bool:
+        self.pending = False
         """Whether a part of a head is held."""
-        return bool(self._buffer)
 
     def feed(self, data: bytes) -> tuple[bytes, bytes] | None:
         """Returns (the head with its empty line, what followed it), None when more is needed.
@@ -94,7 +91,7 @@ class HeadBuffer:
         Raises BadRequest with 414 (request line) or 431 for a head of more than `max_head` bytes,
         and with 400 as soon as the bytes can be no request; for responses BadResponse.
         """
-        if not self._buffer and data and data[0] > _SPACE:
+        if not self.pending and data and data[0] > _SPACE:
             end = data.find(b"\r\n\r\n") + 4
             if 4 <= end <= self._max_head:
                 self._skipped = False
@@ -110,7 +107,9 @@ class HeadBuffer:
                 del buffer[:2]
                 self._skipped = True
             elif buffer == b"\r":
+                self.pending = True
                 return None
+        self.pending = bool(buffer)
         if not buffer:
             return None
         if self._requests:
@@ -137,6 +136,7 @@ class HeadBuffer:
         block = bytes(buffer[:end])
         rest = data[len(data) - (len(buffer) - end) :]
         buffer.clear()
+        self.pending = False
         self._scanned = 0
         self._skipped = False
         return block, rest
