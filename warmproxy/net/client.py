@@ -10,6 +10,7 @@ from typing import assert_never, cast
 
 from warmproxy.errors import LimitReached, WarmproxyError
 from warmproxy.net.housekeeper import Housekeeper, Lease
+from warmproxy.net.splice import Mover, can_move
 from warmproxy.net.tunnel import Tunnel, reset
 from warmproxy.net.upstream import WRITE_BUFFER
 from warmproxy.observe import CloseReason, Observer
@@ -23,6 +24,8 @@ from warmproxy.protocol.messages import (
     Cancel,
     Close,
     CloseClient,
+    MoveToClient,
+    MoveToUpstream,
     Release,
     Retried,
     Splice,
@@ -117,6 +120,7 @@ class ClientConnection(asyncio.Protocol):
         "_lease",
         "_lingers",
         "_moved",
+        "_mover",
         "_pinned",
         "_queued",
         "_reading",
@@ -132,6 +136,8 @@ class ClientConnection(asyncio.Protocol):
         self._terms = terms
         self._lease: Lease | None = None
         self._tunnel: Tunnel | None = None
+        self._mover: Mover | None = None
+        """In our place as the transport's protocol since the first long body of a request."""
         self._reading = True
         self._upstream_full = False
         self._client_full = False
@@ -228,6 +234,16 @@ class ClientConnection(asyncio.Protocol):
             self._lease.answered()
         self._run(self._exchange.upstream_data(data))
 
+    def upstream_moved(self, size: int) -> None:
+        """Bytes of the response's body went past, see MoveToClient."""
+        self._since = self._clients.time()
+        self._run(self._exchange.response_moved(size))
+
+    def client_moved(self, size: int) -> None:
+        """Bytes of the request's body went past, see MoveToUpstream."""
+        self._since = self._clients.time()
+        self._run(self._exchange.request_moved(size))
+
     def upstream_ended(self, *, reset: bool) -> None:
         if self._pinned:
             self._drop_pinned()
@@ -310,7 +326,7 @@ class ClientConnection(asyncio.Protocol):
                 self._since = now
 
     def _sweep_tunnel(self, tunnel: Tunnel, now: float) -> None:
-        moved = tunnel.up + tunnel.down
+        moved = tunnel.moved
         limit = self._clients.settings.tunnel_idle_timeout
         if moved != self._moved:
             self._moved, self._since = moved, now
@@ -343,6 +359,10 @@ class ClientConnection(asyncio.Protocol):
             elif isinstance(action, Retried):
                 tally = self._clients.housekeeper.tally(self._exchange.origin)
                 tally.retries["stale"] += 1
+            elif isinstance(action, MoveToClient):
+                self._move_to_client(action.length)
+            elif isinstance(action, MoveToUpstream):
+                self._move_to_upstream(action.length)
             elif isinstance(action, Splice):
                 self._splice(action)
             elif isinstance(action, Cancel):
@@ -390,8 +410,24 @@ class ClientConnection(asyncio.Protocol):
             lease.connection.pause_reading()
         return self._exchange.leased(lease.was_used, lease.settings.idempotency_key)
 
+    def _move_to_client(self, length: int) -> None:
+        assert self._lease is not None
+        upstream = self._lease.connection
+        if can_move(upstream.transport, self._transport):
+            upstream.move(self._transport, length, self.upstream_moved)
+
+    def _move_to_upstream(self, length: int) -> None:
+        assert self._lease is not None
+        upstream = self._lease.connection
+        if can_move(self._transport, upstream.transport):
+            if self._mover is None:
+                self._mover = Mover(self._transport, self)
+            self._mover.move(upstream.transport, self.client_moved, WRITE_BUFFER, length)
+
     def _release(self, action: Release) -> None:
         self._upstream_full = False
+        if self._mover is not None:
+            self._mover.stop()
         if action.pinned:
             self._pinned = True
             return
@@ -467,7 +503,9 @@ class ClientConnection(asyncio.Protocol):
         if reads is self._reading or self._tunnel is not None or self._transport.is_closing():
             return
         self._reading = reads
-        if reads:
+        if reads and self._mover is not None:
+            self._mover.resume()
+        elif reads:
             self._transport.resume_reading()
         else:
             self._transport.pause_reading()

@@ -5,6 +5,8 @@ import socket
 import struct
 from collections.abc import Callable
 
+from warmproxy.net.splice import Mover, can_move, set_protocol
+
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -37,9 +39,11 @@ class Tunnel:
         self._upstream = _Side(self, upstream, on_answer)
         self._client.peer, self._upstream.peer = self._upstream, self._client
         for side in (self._client, self._upstream):
-            side.transport.set_protocol(side)
             if not side.transport.is_reading() and not side.transport.is_closing():
                 side.transport.resume_reading()
+        plain = can_move(client, upstream)
+        for side in (self._client, self._upstream):
+            side.begin(plain)
 
     @property
     def up(self) -> int:
@@ -48,6 +52,11 @@ class Tunnel:
     @property
     def down(self) -> int:
         return self._upstream.received
+
+    @property
+    def moved(self) -> int:
+        """Bytes that were handed on."""
+        return self.up + self.down - self._client.waiting - self._upstream.waiting
 
     @property
     def timed_out(self) -> bool:
@@ -68,6 +77,8 @@ class Tunnel:
 
     def close(self) -> None:
         """Flush and close both sides."""
+        self._client.flush()
+        self._upstream.flush()
         self._client.transport.close()
         self._upstream.transport.close()
 
@@ -77,9 +88,10 @@ class Tunnel:
 
 
 class _Side(asyncio.Protocol):
-    """One end: what it receives is written to its peer."""
+    """One end: what it receives is written to its peer, or moved there where both are plain."""
 
     peer: "_Side"
+    _mover: Mover | None = None
 
     def __init__(
         self,
@@ -95,11 +107,30 @@ class _Side(asyncio.Protocol):
         self.lost = False
         self.lost_by: Exception | None = None
 
-    def data_received(self, data: bytes) -> None:
+    def begin(self, plain: bool) -> None:
+        """Take over the transport; `plain`: neither side is TLS."""
+        if plain:
+            self._mover = Mover(self.transport, self)
+            self._mover.move(self.peer.transport, self.came, 0)
+        else:
+            set_protocol(self.transport, self)
+
+    @property
+    def waiting(self) -> int:
+        return self._mover.waiting if self._mover is not None else 0
+
+    def flush(self) -> None:
+        if self._mover is not None:
+            self._mover.flush()
+
+    def came(self, size: int) -> None:
         if self._on_first is not None:
             self._on_first()
             self._on_first = None
-        self.received += len(data)
+        self.received += size
+
+    def data_received(self, data: bytes) -> None:
+        self.came(len(data))
         self.peer.transport.write(data)
 
     def eof_received(self) -> bool:
@@ -129,4 +160,10 @@ class _Side(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         if not self.peer.lost and not self.peer.transport.is_closing():
-            self.peer.transport.resume_reading()
+            self.peer.resume()
+
+    def resume(self) -> None:
+        if self._mover is not None:
+            self._mover.resume()
+        else:
+            self.transport.resume_reading()

@@ -12,6 +12,7 @@ import ssl
 from collections.abc import Callable
 from typing import Protocol, cast
 
+from warmproxy.net.splice import Mover
 from warmproxy.observe import CloseReason
 from warmproxy.origin import Origin
 from warmproxy.policy.destinations import reached
@@ -43,6 +44,7 @@ class UpstreamConnection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_mover",
         "_poll",
         "_remember",
         "_sink",
@@ -74,6 +76,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Of a raw connection: what the upstream said before anybody had the connection."""
         self.on_idle_end: Callable[[UpstreamConnection, CloseReason], None] | None = None
         self._sink: Sink | None = None
+        self._mover: Mover | None = None
         self._poll: select.poll | None = None
         self.transport: asyncio.Transport
         self._sock: socket.socket
@@ -90,6 +93,8 @@ class UpstreamConnection(asyncio.Protocol):
     def detach(self) -> None:
         """The lease is over. Reading goes on: a paused transport would never see the FIN."""
         self._sink = None
+        if self._mover is not None:
+            self._mover.stop()
         if self._remember is not None:
             self._remember(self.transport.get_extra_info("ssl_object"))
             self._remember = None
@@ -101,8 +106,17 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if self.ended is None:
+        if self._mover is not None:
+            self._mover.resume()
+        elif self.ended is None:
             self.transport.resume_reading()
+
+    def move(self, to: asyncio.Transport, length: int, moved: Callable[[int], None]) -> None:
+        """The next `length` bytes go to `to` instead of the sink, which hears of their numbers by
+        `moved` and must not write there. It ends when all have gone or the lease is over."""
+        if self._mover is None:  # it stays: who sent one long body sends more
+            self._mover = Mover(self.transport, self)
+        self._mover.move(to, moved, WRITE_BUFFER, length)
 
     # ── for the pool's keeper ────────────────────────────────────────────────────────────────
 

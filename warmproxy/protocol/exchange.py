@@ -10,6 +10,9 @@
 | CONNECTING | client_eof                                   | CLOSED     | Cancel, reply, close    |
 | FORWARDING | request body                                 | same       | ToUpstream              |
 | FORWARDING | response bytes (no 1xx to HTTP/1.0)          | same       | ToClient                |
+| FORWARDING | either body, MOVED_FROM bytes still to come  | same       | To..., MoveTo...        |
+| FORWARDING | request_moved                                | same       |                         |
+| FORWARDING | response_moved, as response bytes            | same       |                         |
 | FORWARDING | 101 to an upgrade we passed on               | TUNNEL     | ToClient, Splice        |
 | FORWARDING | response done, request done                  | IDLE       | Release, next request   |
 | FORWARDING | response done, request not done, close said  | CLOSED     | Release, close (linger) |
@@ -64,6 +67,8 @@ from warmproxy.protocol.messages import (
     Cancel,
     Close,
     CloseClient,
+    MoveToClient,
+    MoveToUpstream,
     Release,
     RequestHead,
     ResponseHead,
@@ -81,6 +86,10 @@ HTTP_10_REMEMBERED = 1000
 
 LINGER_BYTES = 2**20
 """Of a body that are thrown away after the answer before the connection is given up instead."""
+
+MOVED_FROM = 64 * 1024
+"""Bytes of a body still to come from which on the driver is asked to move them by itself: more is
+gained then than it costs."""
 
 INTERIM_LIMIT = 100
 """1xx responses that one request may get before the upstream counts as broken."""
@@ -328,6 +337,7 @@ class Exchange:
             self._out.append(ToUpstream(b"".join((head, *held)) if held else head))
             if held or not self._idempotent:
                 self._stop_holding()
+                self._offer_request()
         return self._take()
 
     def lease_failed(self, error: WarmproxyError) -> list[Action]:
@@ -348,6 +358,23 @@ class Exchange:
                 self._response_bytes(b"", data)
         except (BadResponse, FramingError) as error:
             self._broken_response(error)
+        return self._take()
+
+    def request_moved(self, size: int) -> list[Action]:
+        """So many of the bytes of MoveToUpstream went to the upstream."""
+        if self.state is State.FORWARDING:
+            assert isinstance(self._body, Length)
+            self._body.skip(size)
+        return self._take()
+
+    def response_moved(self, size: int) -> list[Action]:
+        """So many of the bytes of MoveToClient went to the client."""
+        if self.state is State.FORWARDING:
+            assert self._response is not None
+            assert isinstance(self._response_body, Length)
+            self._response_body.skip(size)
+            if self._response_body.done:
+                self._response_done(reusable=self._response.reusable)
         return self._take()
 
     def upstream_ended(self, *, reset: bool, alert: bool = False) -> list[Action]:
@@ -542,6 +569,13 @@ class Exchange:
         if self.state is _FORWARDING:
             self._stop_holding()
             self._out.append(ToUpstream(mine))
+            self._offer_request()
+
+    def _offer_request(self) -> None:
+        """The rest of a long body need not pass here, unless it is kept for a second try."""
+        body = self._body
+        if isinstance(body, Length) and body.left >= MOVED_FROM and self._held is None:
+            self._out.append(MoveToUpstream(body.left))
 
     def _stop_holding(self) -> None:
         """Forget the sent body where no second try can come or it is too long to keep."""
@@ -636,6 +670,8 @@ class Exchange:
         if self._response_body.done:
             # what follows a complete response belongs to no request (RFC 9112, 6.3)
             self._response_done(reusable=response.reusable and not rest)
+        elif head and isinstance(body := self._response_body, Length) and body.left >= MOVED_FROM:
+            self._out.append(MoveToClient(body.left))
 
     def _response_done(self, *, reusable: bool) -> None:
         assert self._response is not None

@@ -110,6 +110,15 @@ class Length:
             return data, b""
         return data[:left], data[left:]
 
+    @property
+    def left(self) -> int:
+        return self._left
+
+    def skip(self, size: int) -> None:
+        """So many bytes of it, at most what is left, went another way than through `feed`."""
+        self._left -= size
+        self.done = self._left == 0
+
     def ended(self) -> bool:
         return self.done
 

@@ -52,6 +52,21 @@ class ToClient:
 
 
 @dataclass(slots=True)
+class MoveToClient:
+    """The next `length` bytes of the upstream are the response's body and go to the client as they
+    are: the driver may move them by itself and tell the exchange by response_moved()."""
+
+    length: int
+
+
+@dataclass(slots=True)
+class MoveToUpstream:
+    """The same with the request's body, and request_moved()."""
+
+    length: int
+
+
+@dataclass(slots=True)
 class Release:
     """The exchange is over for the leased connection.
 
@@ -113,5 +128,15 @@ class Retried:
 
 
 Action = (
-    Acquire | ToUpstream | ToClient | Release | Splice | Cancel | CloseClient | Answered | Retried
+    Acquire
+    | ToUpstream
+    | ToClient
+    | MoveToClient
+    | MoveToUpstream
+    | Release
+    | Splice
+    | Cancel
+    | CloseClient
+    | Answered
+    | Retried
 )
