@@ -23,6 +23,7 @@ from warmproxy.net.housekeeper import Housekeeper, Waiter
 from warmproxy.net.listener import Doors, Factory
 from warmproxy.net.prime import Primer
 from warmproxy.net.resolver import Resolver
+from warmproxy.net.splice import PIPES
 from warmproxy.net.tls import Contexts
 from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.pool.registry import Registry, tallies
@@ -173,6 +174,7 @@ class Service:
         self._loop_lag = max(0.0, now - due)
         for client in list(self._clients.open):
             client.sweep(now)
+        PIPES.sweep()
         for admin in list(self._admins):
             admin.sweep(now)
         self._warming.tick(time.time())

@@ -44,9 +44,6 @@ SMALLEST_PIPE = 64 * 1024
 MOST_PIPES = 256
 """Pipes that may hold bytes at the same time, each for one flow whose sink is slow."""
 
-KEPT_PIPES = 16
-"""Empty pipes that are kept."""
-
 _BUFFER = memoryview(bytearray(READ))
 """For all: what was read into it is copied or written before anybody reads again."""
 
@@ -79,6 +76,8 @@ class Pipes:
 
     def __init__(self) -> None:
         self._empty: list[Pipe] = []
+        self._spare = 0
+        """The fewest that were empty since the last sweep."""
         self._in_use = 0
         self._works = sys.platform == "linux" and hasattr(os, "splice")
 
@@ -95,16 +94,23 @@ class Pipes:
             pipe = self._empty.pop() if self._empty else Pipe()
         except OSError:
             return None
+        self._spare = min(self._spare, len(self._empty))
         self._in_use += 1
         return pipe
 
     def give(self, pipe: Pipe) -> None:
         """Back; what is in it is lost."""
         self._in_use -= 1
-        if pipe.size or len(self._empty) >= KEPT_PIPES:
+        if pipe.size:
             pipe.close()
         else:
             self._empty.append(pipe)
+
+    def sweep(self) -> None:
+        """Close those that nobody has needed since the last time."""
+        for _ in range(self._spare):
+            self._empty.pop().close()
+        self._spare = len(self._empty)
 
     def give_up(self) -> None:
         """This system refuses to splice."""
