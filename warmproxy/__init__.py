@@ -13,7 +13,7 @@ Floors. A module imports only from floors below its own, or from earlier modules
        metrics     tallies -> Prometheus
        log         one line per event
     3  net         asyncio lives here: client, prime, housekeeper, dialer, resolver, upstream,
-                   tunnel, tls
+                   tunnel, splice, tls
     2  pool        which connections there are and should be: OriginPool, Registry   (no HTTP)
        protocol    bytes -> heads, framing, targets; Exchange: events in, actions out (no sockets)
     1  policy      pure judgement: sizing, schedule, retire, learn, backoff, retry, priming, guard,
@@ -33,8 +33,9 @@ the successor is up. An *exchange* is one request and its response; a *tunnel* i
 One request. net/client reads bytes -> protocol/exchange parses, judges and routes them and asks to
 Acquire -> net/housekeeper takes an idle connection from the pool, tests that it lives, and hands
 out a Lease, all in one call stack (a hit) or later (a miss) -> the head and the body's first bytes
-go out in one write -> what comes back passes through the exchange to the client, each side paused
-while the other is slow -> both done: the lease is released, to the first waiter or to its shelf.
+go out in one write -> what comes back passes through the exchange to the client, or (net/splice)
+from socket to socket where it is long, each side paused while the other is slow -> both done: the
+lease is released, to the first waiter or to its shelf.
 
 One re-dial. The upstream closes an idle connection -> net/upstream hears it in the same turn of
 the loop, says why (end, reset, TLS alert, bytes that nobody asked for) and closes its side ->

@@ -9,13 +9,15 @@ from warmproxy.origin import origin
 from warmproxy.policy.access import Access
 from warmproxy.policy.destinations import Destinations
 from warmproxy.policy.retry import Prefer
-from warmproxy.protocol.exchange import Exchange, State, Terms, Upgrade
+from warmproxy.protocol.exchange import MOVED_FROM, Exchange, State, Terms, Upgrade
 from warmproxy.protocol.messages import (
     Acquire,
     Answered,
     Cancel,
     Close,
     CloseClient,
+    MoveToClient,
+    MoveToUpstream,
     Release,
     Retried,
     Splice,
@@ -785,3 +787,96 @@ def test_a_close_inside_a_responses_head_is_no_close_of_an_idle_connection():
     exchange = forwarding(was_used=True)
     exchange.upstream_data(OK[:10])
     assert Release(reusable=False) in exchange.upstream_ended(reset=False)
+
+
+# ── bytes that pass beside the exchange ──────────────────────────────────────────────────────
+
+LONG = b"HTTP/1.1 200 OK\r\nDate: now\r\nContent-Length: %d\r\n\r\nab"
+
+
+def test_a_long_response_is_offered_to_the_driver_and_ends_as_any_other():
+    """From MOVED_FROM bytes still to come; the last of them releases the connection."""
+    exchange = forwarding()
+    actions = exchange.upstream_data(LONG % (MOVED_FROM + 2))
+    assert actions[-1] == MoveToClient(MOVED_FROM)
+    assert exchange.response_moved(MOVED_FROM - 1) == []
+    assert exchange.response_moved(1) == [
+        Release(reusable=True),
+        Answered(b"GET", HTTP, 200, None),
+    ]
+    assert exchange.state is State.IDLE
+
+
+def test_what_is_moved_may_end_in_bytes_that_are_not():
+    """A driver that stops moving passes the rest here."""
+    exchange = forwarding()
+    exchange.upstream_data(LONG % (MOVED_FROM + 2))
+    exchange.response_moved(MOVED_FROM - 2)
+    actions = exchange.upstream_data(b"yz")
+    assert to_client(actions) == b"yz"
+    assert Release(reusable=True) in actions
+
+
+def test_a_response_that_is_cut_while_it_is_moved_is_cut():
+    exchange = forwarding()
+    exchange.upstream_data(LONG % (MOVED_FROM + 2))
+    exchange.response_moved(MOVED_FROM - 1)
+    assert exchange.upstream_ended(reset=False) == [
+        Release(reusable=False),
+        CloseClient(Close.FLUSH),
+    ]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        LONG % (MOVED_FROM + 1),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n80000\r\nab",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nab",
+    ],
+    ids=["short", "chunked", "until close"],
+)
+def test_other_responses_pass_through_the_exchange(head):
+    assert MoveToClient not in kinds(forwarding().upstream_data(head))
+
+
+def test_an_answer_to_head_has_nothing_to_move():
+    exchange = forwarding(GET.replace(b"GET", b"HEAD"))
+    actions = exchange.upstream_data((LONG % (MOVED_FROM * 2))[:-2])
+    assert MoveToClient not in kinds(actions)
+    assert Release(reusable=True) in actions
+
+
+UPLOAD = b"http://h/p HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"
+
+
+def test_a_long_request_is_offered_to_the_driver():
+    """The request is done when the last byte has been moved, and what follows is the next one."""
+    exchange = make()
+    exchange.client_data(b"POST " + UPLOAD % (MOVED_FROM + 2) + b"ab")
+    assert exchange.leased(was_used=False)[-1] == MoveToUpstream(MOVED_FROM)
+    assert not exchange.awaits_response
+    assert exchange.request_moved(MOVED_FROM) == []
+    assert exchange.awaits_response
+    exchange.upstream_data(OK)
+    assert exchange.state is State.IDLE
+    assert exchange.client_data(GET) == [Acquire(HTTP, Prefer.USED)]
+
+
+def test_a_request_that_may_be_sent_again_is_moved_once_it_is_too_long_to_keep():
+    """Until then its bytes have to pass here."""
+    exchange = forwarding(b"PUT " + UPLOAD % (MOVED_FROM * 2), max_buffer=8)
+    assert MoveToUpstream not in kinds(exchange.client_data(b"12345678"))
+    actions = exchange.client_data(b"9")
+    assert actions == [ToUpstream(b"9"), MoveToUpstream(MOVED_FROM * 2 - 9)]
+    exchange.request_moved(1000)
+    assert Acquire not in kinds(exchange.upstream_ended(reset=True))
+
+
+def test_an_answer_before_the_moved_request_is_over():
+    """What was moved counts: the rest is thrown away here, then the next request is served."""
+    exchange = forwarding(b"POST " + UPLOAD % MOVED_FROM)
+    exchange.request_moved(MOVED_FROM - 1)
+    assert Release(reusable=False) in exchange.upstream_data(OK)
+    assert exchange.state is State.LINGERING
+    assert exchange.client_data(b"x" + GET) == [Acquire(HTTP, Prefer.USED)]
