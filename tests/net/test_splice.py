@@ -193,7 +193,7 @@ def test_an_error_that_only_splice_has_seen(run, monkeypatch) -> None:
 
     def broken(source: int, sink: int, size: int) -> int:
         if size > splice.TURN - splice.HEAD - 1 and tunnel.down > 4 * MIB:
-            raise ConnectionResetError
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         return real(source, sink, size)
 
     async def main() -> None:

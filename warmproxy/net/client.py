@@ -317,9 +317,13 @@ class ClientConnection(asyncio.Protocol):
 
     def _look_at_queues(self, now: float) -> None:
         """A slow reader takes bytes without any event: what is queued for it becomes less."""
-        lease = self._lease
-        upstream = lease.connection.transport.get_write_buffer_size() if lease else 0
-        queued = (self._transport.get_write_buffer_size(), upstream)
+        to_client, to_upstream = self._transport.get_write_buffer_size(), 0
+        if self._lease is not None:
+            upstream = self._lease.connection
+            to_client += upstream.waiting
+            to_upstream = upstream.transport.get_write_buffer_size()
+            to_upstream += self._mover.waiting if self._mover is not None else 0
+        queued = (to_client, to_upstream)
         if queued != self._queued:
             self._queued = queued
             if self._exchange.is_forwarding or self._lingers or self._transport.is_closing():

@@ -44,6 +44,8 @@ SMALLEST_PIPE = 64 * 1024
 MOST_PIPES = 256
 """Pipes that may hold bytes at the same time, each for one flow whose sink is slow."""
 
+_REFUSED = (errno.EINVAL, errno.ENOSYS, errno.EPERM)
+
 _BUFFER = memoryview(bytearray(READ))
 """For all: what was read into it is copied or written before anybody reads again."""
 
@@ -60,7 +62,7 @@ class Pipe:
         self.exit, self.entry = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             fcntl.fcntl(self.entry, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        except PermissionError:  # beyond pipe-max-size, or the user has too many
+        except OSError:  # beyond pipe-max-size, or the user has too many
             if fcntl.fcntl(self.entry, fcntl.F_GETPIPE_SZ) < SMALLEST_PIPE:
                 self.close()
                 raise
@@ -223,6 +225,7 @@ class Mover(asyncio.BufferedProtocol):
         if sink is None:
             self._owner.data_received(bytes(_BUFFER[:nbytes]))
             return
+        assert self._pipe is None, "read while bytes wait"
         pipe = None
         if nbytes == HEAD and not sink.get_write_buffer_size() and not sink.is_closing():
             pipe = PIPES.take()
@@ -264,12 +267,12 @@ class Mover(asyncio.BufferedProtocol):
         except BlockingIOError:
             pass
         except OSError as error:
-            # the socket tells an error once, so the transport would take it for an orderly end
-            if isinstance(error, ConnectionError | TimeoutError):
+            if error.errno in _REFUSED:
+                PIPES.give_up()
+            elif error.errno != errno.ENOMEM:
+                # a socket tells its error once: the transport would take what follows for an end
                 self._error = error
                 self._source.abort()
-            elif error.errno in (errno.EINVAL, errno.ENOSYS, errno.EPERM):
-                PIPES.give_up()
 
     def _push(self, pipe: Pipe, sink: asyncio.Transport) -> None:
         """From the pipe to the sink. Where that takes no more for now, it is going to say when."""

@@ -101,6 +101,11 @@ class UpstreamConnection(asyncio.Protocol):
         if self.ended is None and not self.transport.is_reading():
             self.transport.resume_reading()
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that left it by `move` and have not gone on."""
+        return self._mover.waiting if self._mover is not None else 0
+
     def pause_reading(self) -> None:
         if self.ended is None:
             self.transport.pause_reading()
