@@ -6,16 +6,14 @@ import signal
 import socket
 import sys
 import time
-from email.utils import formatdate
+from collections.abc import Iterator
 from functools import partial
-from math import inf
 
 import uvloop
 
-from warmproxy import __version__, log, wiring
+from warmproxy import __version__, log, sample, wiring
 from warmproxy.admin.pages import Readiness, View, awaited, respond, submit
 from warmproxy.admin.server import AdminConnection, AdminHosts
-from warmproxy.metrics import Exposition, Gauges, Sample
 from warmproxy.net.changes import NetworkChanges, read_clocks, slept
 from warmproxy.net.client import Clients
 from warmproxy.net.dialer import Dialer
@@ -25,7 +23,7 @@ from warmproxy.net.prime import Primer
 from warmproxy.net.resolver import Resolver
 from warmproxy.net.tls import Contexts
 from warmproxy.net.upstream import UpstreamConnection
-from warmproxy.pool.registry import Registry, tallies
+from warmproxy.pool.registry import Registry
 from warmproxy.settings import Settings
 from warmproxy.state import StateFile
 from warmproxy.warming import Warming
@@ -143,7 +141,7 @@ class Service:
             pools=lambda: list(registry),
             configured=registry.configured,
             readiness=self._readiness,
-            metrics=Exposition(self._sample).render,
+            metrics=self._metrics,
             grant=self._warming.grant,
         )
 
@@ -266,38 +264,23 @@ class Service:
         """The Date field's value (RFC 9110, 6.6.1), made once a second."""
         second = int(time.time())
         if second != self._date[0]:
-            self._date = (second, formatdate(second, usegmt=True).encode())
+            self._date = (second, _date_field(second))
         return self._date[1]
 
-    def _sample(self) -> Sample:
-        now = self._loop.time()
-        registry = self._registry
-        gauges: dict[str, Gauges] = {"other": Gauges()}
-        for pool in registry:
-            pool.account(now)
-            limits = pool.idle_limits.items()
-            here = Gauges(
-                pool.fresh,
-                pool.used,
-                pool.active,
-                pool.dialling,
-                pool.waiting,
-                pool.target_idle(now),
-                tuple((kind, lim.seconds) for kind, lim in limits if lim.seconds < inf),
-            )
-            if pool.origin in registry.configured:
-                gauges[str(pool.origin)] = here
-            else:
-                gauges["other"] += here
-        return Sample(
-            tallies(
-                registry.configured, [(p.origin, p.tally) for p in registry], registry.forgotten
-            ),
-            gauges,
+    def _sample(self) -> sample.Sample:
+        return sample.take(
+            self._registry,
+            self._loop.time(),
             clients=len(self._clients.open),
-            tunnels=sum(client.is_tunnel for client in self._clients.open),
+            tunnels=self._clients.tunnels,
             loop_lag=self._loop_lag,
         )
+
+    def _metrics(self, accept: str) -> tuple[Iterator[bytes], str]:
+        # here and not above: 15 ms and 3 MiB, for those that scrape
+        from warmproxy.metrics import render
+
+        return render(self._sample(), accept)
 
     # ── leaving ──────────────────────────────────────────────────────────────────────────────
 
@@ -338,6 +321,18 @@ def banner(address: str) -> str:
         f"  export https_proxy={url} HTTPS_PROXY={url}\n"
         "  export no_proxy=localhost,127.0.0.1,::1 NO_PROXY=localhost,127.0.0.1,::1"
     )
+
+
+def _date_field(second: int) -> bytes:
+    """RFC 9110, 5.6.7. Not by email.utils, which takes 5 ms to import, nor by strftime, which
+    may speak another language."""
+    t = time.gmtime(second)
+    date = f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year}"
+    return f"{date} {t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT".encode()
+
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 def _address(sock: socket.socket) -> str:
