@@ -256,6 +256,8 @@ class ClientConnection(asyncio.Protocol):
     def sweep(self, now: float) -> None:
         """Look for what no event tells: called about once a second."""
         exchange, settings = self._exchange, self._clients.settings
+        if exchange.is_quiet and now - self._since < settings.client_idle_timeout:
+            return  # most clients at most times
         if self._tunnel is not None:
             self._sweep_tunnel(self._tunnel, now)
             return
