@@ -16,7 +16,7 @@ from warmproxy import __version__, log, sample, wiring
 from warmproxy.admin.pages import Readiness, View, awaited, respond, submit
 from warmproxy.admin.server import AdminConnection, AdminHosts
 from warmproxy.net.changes import NetworkChanges, read_clocks, slept
-from warmproxy.net.client import ClientConnection, Clients
+from warmproxy.net.client import Clients
 from warmproxy.net.dialer import Dialer
 from warmproxy.net.housekeeper import Housekeeper, Waiter
 from warmproxy.net.listener import Doors, Factory
@@ -31,9 +31,6 @@ from warmproxy.warming import Warming
 
 SWEEP_SECONDS = 1.0
 """Between two looks for what no event tells: timeouts, clients that hung up while paused."""
-
-SWEPT_AT_ONCE = 500
-"""Clients that one turn of the loop looks at: at most a millisecond."""
 
 DESCRIPTORS_APART = 64
 """For what is neither client nor upstream: listeners, admin, log, look-ups, the loop's own."""
@@ -178,7 +175,7 @@ class Service:
     def _sweep(self, due: float) -> None:
         now = self._loop.time()
         self._loop_lag = max(0.0, now - due)
-        self._sweep_clients(list(self._clients.open))
+        self._clients.sweep()
         for admin in list(self._admins):
             admin.sweep(now)
         self._warming.tick(time.time())
@@ -197,16 +194,6 @@ class Service:
             log.event("accept_resumed", clients=clients, upstreams=upstreams, shed=self._shed_all)
             self._shed_all = 0
         self._sweep_at(now + SWEEP_SECONDS)
-
-    def _sweep_clients(self, left: list[ClientConnection]) -> None:
-        """Some in each turn of the loop: 10,000 at once would take 5 ms, and 20 if all are busy."""
-        now = self._loop.time()
-        for client in left[-SWEPT_AT_ONCE:]:
-            if client in self._clients.open:
-                client.sweep(now)
-        del left[-SWEPT_AT_ONCE:]
-        if left:
-            self._loop.call_soon(self._sweep_clients, left)
 
     def _network_changed(self) -> None:
         log.event("network_changed", suspect=self._distrust())
