@@ -116,7 +116,11 @@ class Service:
         )
         where = wiring.destinations(settings, registry.configured, sockets)
         self._resolver = Resolver(loop, settings.dns_refresh, random.random)
-        dialer = Dialer(loop, self._resolver, where, Contexts(wiring.profiles(settings)))
+        contexts = Contexts(wiring.profiles(settings))
+        for origin in registry.configured:
+            if origin.tls is not None:
+                contexts[origin.tls]  # made now: the loop would wait 80 ms for it
+        dialer = Dialer(loop, self._resolver, where, contexts)
         self._housekeeper = Housekeeper(settings, registry, dialer, observer, loop)
         self._resolver.is_wanted = self._housekeeper.places.wanted
         self._resolver.on_answer = self._housekeeper.places.located

@@ -14,7 +14,7 @@ opened together would be closed together.
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, count, islice
+from itertools import chain, count, islice, takewhile
 from math import inf
 from typing import Generic, TypeVar
 
@@ -101,6 +101,13 @@ class Shelves(Generic[C]):
         """What holds a descriptor and never carried a request."""
         kept = [(conn, entry) for conn, entry in self.canaries.items() if not entry.used]
         return [*kept, *self.fresh.items()]
+
+    def unasked_before(self, number: int) -> int:
+        """How many of those have a lower number, or more: what is on top of the shelf is the
+        newest, but for suspects."""
+        newest = reversed(self.fresh.values())
+        newer = sum(1 for _ in takewhile(lambda entry: entry.number >= number, newest))
+        return len(self.fresh) + len(self.canaries) - newer
 
     def idle_longest(self) -> tuple[C, float] | None:
         """Of those that are not due the one that has been idle longest, and since when."""
