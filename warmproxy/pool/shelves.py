@@ -25,6 +25,11 @@ from warmproxy.settings import OriginSettings
 
 C = TypeVar("C")
 
+MANY = 500
+"""From so many connections on, one that will be due soon is taken for due ..."""
+FORESIGHT = 1e-4
+"""... so many seconds early for each of them: looking at all then takes 1 % of the time."""
+
 
 @dataclass(slots=True)
 class Entry:
@@ -220,10 +225,22 @@ class Shelves(Generic[C]):
                 self._expired[conn] = end.reason
             else:
                 check_at = min(check_at, end.at)
-        for shelf in (self.used, self.fresh):
+        picky = self._unwanted is not None or bool(self._places)
+        idle_timeout = self._settings.idle_timeout
+        if len(self) > MANY:
+            now += len(self) * FORESIGHT
+        for used, shelf in ((True, self.used), (False, self.fresh)):
+            limit = self._limit_of(used)
             for conn, entry in shelf.items():
-                due = self._due_of(entry)
-                stale_at = entry.since + self._settings.idle_timeout
+                # what follows is said of most connections by this alone, at a third of the time
+                since, at = entry.since, entry.ends
+                at = min(at, since + limit * entry.spread, since + idle_timeout)
+                if at > now and not picky and not entry.suspect:
+                    if at < check_at:
+                        check_at = at
+                    continue
+                due = retire.due(entry.ends, since, entry.spread, limit)
+                stale_at = since + idle_timeout
                 if (reason := self._reason_to_go(entry)) is not None:
                     self.due[conn] = reason
                 elif due.at <= now:
@@ -259,14 +276,14 @@ class Shelves(Generic[C]):
             return CloseReason.ADDRESS_GONE
         return CloseReason.SUSPECT if entry.suspect else None
 
-    def _due_of(self, entry: Entry) -> retire.Due:
-        known = self.limits[entry.used]
-        limit = known.safe(self.rtt)
-        if entry.used:
-            limit = min(limit, self._settings.idle_timeout)
-        elif known.is_unknown and len(self.fresh) > 1:
-            limit = known.trusted
-        return retire.due(entry.ends, entry.since, entry.spread, limit)
+    def _limit_of(self, used: bool) -> float:
+        """Seconds after which the idle connections of a shelf are due, but for their jitter."""
+        known = self.limits[used]
+        if used:
+            return min(known.safe(self.rtt), self._settings.idle_timeout)
+        if known.is_unknown and len(self.fresh) > 1:
+            return known.trusted
+        return known.safe(self.rtt)
 
     def _come_last(self, chosen: Callable[[Entry], bool], now: float) -> list[C]:
         """Hand these out after all others of their shelf."""
