@@ -183,7 +183,7 @@ def write(path: str, changes: Limits, now: float) -> None:
     except (FileNotFoundError, ValueError):
         limits = {}
     limits = _newest(limits | changes)
-    import tempfile  # here: 7 ms, at the first write
+    import tempfile  # here: 4 ms and 0.6 MiB, at the first write
 
     entries = {name: _entry(kinds) for name, kinds in limits.items()}
     document = {"version": VERSION, "origins": entries}

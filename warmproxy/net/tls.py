@@ -63,7 +63,7 @@ class Context:
 
 class Contexts:
     """One Context per profile. Those that name files are made at the start, so that a wrong one is
-    told then; the others when they are needed (20 ms and 3 MiB with the system's authorities).
+    told then; the others when they are needed (25 ms and 2 MiB with the system's authorities).
     """
 
     def __init__(self, profiles: list[TlsProfile]) -> None:
@@ -86,7 +86,7 @@ def make_context(profile: TlsProfile) -> ssl.SSLContext:
 
     Raises StartError where a file cannot be used.
     """
-    # here, because it takes 55 ms and 6 MiB, and who only tunnels never needs it
+    # here, because it takes 45 ms and 4 MiB, and who only tunnels never needs it
     from urllib3.util.ssl_ import create_urllib3_context
 
     context: Any = create_urllib3_context(

@@ -30,7 +30,7 @@ from warmproxy.protocol.framing import FIELD_LINE, TOKEN, VALUE
 from warmproxy.protocol.messages import Field, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
-    import h11  # the functions that need it import it: 15 ms and 2 MiB that most runs are spared
+    import h11  # the functions that need it import it: 8 ms, 0.3 MiB that most runs are spared
 
 MAX_METHOD = 32
 """Characters of a method; the longest registered one has 17."""
