@@ -6,7 +6,7 @@ Each stands between two markers, `<!-- NAME: begin -->` and `<!-- NAME: end -->`
 from collections.abc import Iterable
 from pathlib import Path
 
-from warmproxy.metrics import Exposition, Sample
+from warmproxy import metrics
 from warmproxy.settings import describe
 
 README = Path(__file__).parent.parent / "README.md"
@@ -42,11 +42,9 @@ def _settings(table: str) -> list[str]:
 
 
 def _metrics() -> list[str]:
-    nothing = Sample(tallies={}, gauges={}, clients=0, tunnels=0, loop_lag=0.0)
-    families = Exposition(lambda: nothing).families()
     return _table(
         ("Metric", "Type", "Meaning"),
-        ((f"`{name}`", kind, f"{text}.") for name, kind, text in families),
+        ((f"`{name}`", kind, f"{text}.") for name, kind, text in metrics.families()),
     )
 
 

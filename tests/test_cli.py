@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from warmproxy import __version__, cli
+from warmproxy import __version__
 from warmproxy.cli import main, sample_config
 from warmproxy.errors import StartError
 from warmproxy.loading import load
@@ -484,7 +484,8 @@ def test_status_watches_until_ctrl_c_whatever_answers(
 
     address = ("127.0.0.1", admin.server_address[1])
     monkeypatch.setattr(
-        cli, "status", lambda _, *, as_json, every: status(address, every=every, pause=pause)
+        "warmproxy.tools.status.status",
+        lambda _, *, as_json, every: status(address, every=every, pause=pause),
     )
     assert main(["status", "--watch", "7", "--admin", admin.address]) == 0
     out, err = capsys.readouterr()

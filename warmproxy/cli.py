@@ -5,12 +5,10 @@ Exit status: 0 done, 1 the daemon cannot start or does not answer, 2 wrong usage
 """
 
 import argparse
-import difflib
 import os
 import re
 import signal
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -27,11 +25,6 @@ from warmproxy.settings import (
     parse_address,
     toml_value,
 )
-from warmproxy.tools.env import env
-from warmproxy.tools.healthcheck import authority, healthcheck
-from warmproxy.tools.status import status
-from warmproxy.tools.warm import Burst, warm
-from warmproxy.tools.warm import parse as parse_burst
 
 DEFAULT_CONFIG = "config/warmproxy.toml"
 CONFIG_VARIABLE = f"{SETTINGS_ENV_PREFIX}CONFIG"
@@ -65,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str]) -> int:
+    """Each command imports what it needs and no more: the daemon is to be there at once, and a
+    health check runs every few seconds."""
     args = _parse(argv)
     match args.command:
         case "run":
@@ -74,8 +69,12 @@ def _command(argv: Sequence[str]) -> int:
             print(_listing(loaded, _config_path(args)), end="")
             return 0
         case "status":
+            from warmproxy.tools.status import status
+
             return status(_admin(args), as_json=args.json, every=args.watch)
         case "healthcheck":
+            from warmproxy.tools.healthcheck import healthcheck
+
             try:
                 address = _admin(args)
             except ConfigError as error:
@@ -85,12 +84,16 @@ def _command(argv: Sequence[str]) -> int:
         case "exec":
             return _exec(args)
         case "env":
+            from warmproxy.tools.env import env
+
             return env(_proxy(args), unset=args.unset)
         case "bench":
             return _bench(args)
         case "doctor":
             return _doctor(args)
         case "warm":
+            from warmproxy.tools.warm import warm
+
             return warm(_admin(args), args.bursts, length=args.length, wait=args.wait)
         case _:
             return _init(Path(args.path))
@@ -100,8 +103,6 @@ def _run(args: argparse.Namespace) -> int:
     # A stop that comes before the service has its own handlers is a stop all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = _load(args, _missing).settings
-    # Here and not above: what the service imports takes far longer than all that a health check
-    # does, and that one runs every few seconds.
     from warmproxy.service import run
 
     run(settings)
@@ -238,6 +239,8 @@ def _admin(args: argparse.Namespace) -> tuple[str, int]:
 
 def _proxy(args: argparse.Namespace) -> str:
     """The URL at which programs on this machine reach the proxy."""
+    from warmproxy.tools.healthcheck import authority
+
     address = _load(args).settings.listen[0]
     host, port = parse_address(address)
     if port == 0:
@@ -274,6 +277,8 @@ def _at(settings: Settings, key: str) -> object:
 
 def sample_config() -> str:
     """A file that changes nothing: each setting with its meaning and default, commented out."""
+    import textwrap
+
     lines = [
         "# warmproxy's settings. What is commented out is the default: take away the # to change",
         "# it. Flags go before the environment, and that before this file; `warmproxy check` shows",
@@ -353,6 +358,8 @@ COMMANDS = (
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
@@ -534,9 +541,11 @@ def _url(text: str) -> object:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _burst(text: str) -> Burst:
+def _burst(text: str) -> object:
+    from warmproxy.tools.warm import parse
+
     try:
-        return parse_burst(text)
+        return parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

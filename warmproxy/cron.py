@@ -6,11 +6,7 @@ once, the first time. Where minute or hour begins with `*`, and with six fields,
 passes counts.
 """
 
-import difflib
-import zoneinfo
 from datetime import UTC, datetime, timedelta, tzinfo
-
-from cronsim import CronSim, CronSimError
 
 _FIELDS = "minute hour day month weekday"
 _EXAMPLE = '"55 8 * * mon-fri"'
@@ -24,6 +20,8 @@ class Cron:
     """
 
     def __init__(self, text: str, zone: tzinfo = UTC) -> None:
+        from cronsim import CronSimError  # here: 2 ms, for those that have windows
+
         self._text = text
         self._zone = zone
         try:
@@ -38,6 +36,8 @@ class Cron:
 
     def after(self, moment: datetime) -> datetime:
         """The first start later than `moment`."""
+        from cronsim import CronSim
+
         starts = CronSim(self._text, moment.astimezone(self._zone))
         # in the hour that comes twice the library's first one may be past already
         return next(start for s in starts if (start := s.astimezone(UTC)) > moment)
@@ -45,6 +45,8 @@ class Cron:
     def by(self, moment: datetime) -> datetime:
         """The last start at or before `moment`; in the hour that comes twice it may be an earlier
         one."""
+        from cronsim import CronSim
+
         local = moment.astimezone(self._zone)
         # with a fraction of a second, the library begins with the very second
         starts = CronSim(self._text, local.replace(microsecond=1), reverse=True)
@@ -58,6 +60,9 @@ def zone(name: str) -> tzinfo:
     """
     if not name:
         return _MACHINE
+    import difflib  # here: 3 ms, for those that name a zone
+    import zoneinfo
+
     try:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):

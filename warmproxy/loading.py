@@ -5,7 +5,6 @@ environment later.
 line. What depends on the environment (`state_file` auto) is settled here too.
 """
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -559,6 +558,8 @@ _PLACES = {
 
 
 def _closest(word: str, known: Iterable[str]) -> str | None:
+    import difflib  # here: 1 ms, for those with a mistake
+
     word = word[:80].lower().replace("-", "_")
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.65)), None)
 

@@ -1,21 +1,20 @@
 """The composition root: build the house, open the doors, sweep, and leave in good order."""
 
 import asyncio
+import gc
 import random
 import signal
 import socket
 import sys
 import time
-from email.utils import formatdate
+from collections.abc import Iterator
 from functools import partial
-from math import inf
 
 import uvloop
 
-from warmproxy import __version__, log, wiring
+from warmproxy import __version__, log, sample, wiring
 from warmproxy.admin.pages import Readiness, View, awaited, respond, submit
 from warmproxy.admin.server import AdminConnection, AdminHosts
-from warmproxy.metrics import Exposition, Gauges, Sample
 from warmproxy.net.changes import NetworkChanges, read_clocks, slept
 from warmproxy.net.client import Clients
 from warmproxy.net.dialer import Dialer
@@ -26,7 +25,7 @@ from warmproxy.net.resolver import Resolver
 from warmproxy.net.splice import PIPES
 from warmproxy.net.tls import Contexts
 from warmproxy.net.upstream import UpstreamConnection
-from warmproxy.pool.registry import Registry, tallies
+from warmproxy.pool.registry import Registry
 from warmproxy.settings import Settings
 from warmproxy.state import StateFile
 from warmproxy.warming import Warming
@@ -90,6 +89,11 @@ class Service:
         self._say_hello(sockets)
         self._housekeeper.start()
         self._sweep_at(loop.time() + SWEEP_SECONDS)
+        # Full collections while connections are opened stalled the loop for 80 ms with 18,000 of
+        # them, and found nothing: what a connection leaves is freed by reference counts. Cycles
+        # are found while they are young.
+        gc.freeze()
+        gc.set_threshold(700, 10, 1000)
         try:
             changes = NetworkChanges(loop, self._network_changed)
         except OSError:
@@ -113,7 +117,11 @@ class Service:
         )
         where = wiring.destinations(settings, registry.configured, sockets)
         self._resolver = Resolver(loop, settings.dns_refresh, random.random)
-        dialer = Dialer(loop, self._resolver, where, Contexts(wiring.profiles(settings)))
+        contexts = Contexts(wiring.profiles(settings))
+        for origin in registry.configured:
+            if origin.tls is not None:
+                contexts[origin.tls]  # made now: the loop would wait 70 ms for it
+        dialer = Dialer(loop, self._resolver, where, contexts)
         self._housekeeper = Housekeeper(settings, registry, dialer, observer, loop)
         self._resolver.is_wanted = self._housekeeper.places.wanted
         self._resolver.on_answer = self._housekeeper.places.located
@@ -144,7 +152,7 @@ class Service:
             pools=lambda: list(registry),
             configured=registry.configured,
             readiness=self._readiness,
-            metrics=Exposition(self._sample).render,
+            metrics=self._metrics,
             grant=self._warming.grant,
         )
 
@@ -172,8 +180,7 @@ class Service:
     def _sweep(self, due: float) -> None:
         now = self._loop.time()
         self._loop_lag = max(0.0, now - due)
-        for client in list(self._clients.open):
-            client.sweep(now)
+        self._clients.sweep()
         PIPES.sweep()
         for admin in list(self._admins):
             admin.sweep(now)
@@ -268,38 +275,23 @@ class Service:
         """The Date field's value (RFC 9110, 6.6.1), made once a second."""
         second = int(time.time())
         if second != self._date[0]:
-            self._date = (second, formatdate(second, usegmt=True).encode())
+            self._date = (second, _date_field(second))
         return self._date[1]
 
-    def _sample(self) -> Sample:
-        now = self._loop.time()
-        registry = self._registry
-        gauges: dict[str, Gauges] = {"other": Gauges()}
-        for pool in registry:
-            pool.account(now)
-            limits = pool.idle_limits.items()
-            here = Gauges(
-                pool.fresh,
-                pool.used,
-                pool.active,
-                pool.dialling,
-                pool.waiting,
-                pool.target_idle(now),
-                tuple((kind, lim.seconds) for kind, lim in limits if lim.seconds < inf),
-            )
-            if pool.origin in registry.configured:
-                gauges[str(pool.origin)] = here
-            else:
-                gauges["other"] += here
-        return Sample(
-            tallies(
-                registry.configured, [(p.origin, p.tally) for p in registry], registry.forgotten
-            ),
-            gauges,
+    def _sample(self) -> sample.Sample:
+        return sample.take(
+            self._registry,
+            self._loop.time(),
             clients=len(self._clients.open),
-            tunnels=sum(client.is_tunnel for client in self._clients.open),
+            tunnels=self._clients.tunnels,
             loop_lag=self._loop_lag,
         )
+
+    def _metrics(self, accept: str) -> tuple[Iterator[bytes], str]:
+        # here and not above: 27 ms and 3 MiB, for those that scrape
+        from warmproxy.metrics import render
+
+        return render(self._sample(), accept)
 
     # ── leaving ──────────────────────────────────────────────────────────────────────────────
 
@@ -340,6 +332,18 @@ def banner(address: str) -> str:
         f"  export https_proxy={url} HTTPS_PROXY={url}\n"
         "  export no_proxy=localhost,127.0.0.1,::1 NO_PROXY=localhost,127.0.0.1,::1"
     )
+
+
+def _date_field(second: int) -> bytes:
+    """RFC 9110, 5.6.7. Not by email.utils, which takes 3 ms to import, nor by strftime, which
+    may speak another language."""
+    t = time.gmtime(second)
+    date = f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year}"
+    return f"{date} {t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT".encode()
+
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 def _address(sock: socket.socket) -> str:

@@ -13,7 +13,6 @@ import asyncio
 import json
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from math import nan
@@ -184,6 +183,8 @@ def write(path: str, changes: Limits, now: float) -> None:
     except (FileNotFoundError, ValueError):
         limits = {}
     limits = _newest(limits | changes)
+    import tempfile  # here: 4 ms and 0.6 MiB, at the first write
+
     entries = {name: _entry(kinds) for name, kinds in limits.items()}
     document = {"version": VERSION, "origins": entries}
     place = Path(path)

@@ -57,7 +57,7 @@ def run(main):
 async def race(races: Races, addresses: list[AddrInfo], there: Counter[str]) -> tuple[str, ...]:
     """Where it led, and which addresses were silent before."""
     attempts = Attempts()
-    sock = await races.run(ORIGIN, addresses, there, "", attempts)
+    sock = await races.run(ORIGIN, addresses, lambda: there, "", attempts)
     with sock:
         return sock.getpeername()[0], *attempts.silent(sock)
 

@@ -188,3 +188,19 @@ def test_a_session_is_looked_for_once_a_second(ca, files) -> None:
     context._looked_at["a.example"] -= REMEMBER_EVERY
     context.remember(ours)
     assert list(context._sessions) == ["a.example"]
+
+
+def test_contexts_are_made_when_they_are_needed_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000 upstreams of one profile have one context, made when the first of them is dialled."""
+    made: list[TlsProfile] = []
+
+    def make(profile: TlsProfile) -> ssl.SSLContext:
+        made.append(profile)
+        return make_context(profile)
+
+    monkeypatch.setattr("warmproxy.net.tls.make_context", make)
+    contexts = Contexts([TlsProfile() for _ in range(1000)])
+    assert made == []
+    name = TlsProfile().name
+    assert contexts[name] is contexts[name]
+    assert made == [TlsProfile()]

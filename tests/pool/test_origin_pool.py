@@ -1,6 +1,7 @@
 """The pool's rules, with ints for connections and strings for waiters: no socket, no clock."""
 
 from math import inf
+from random import Random
 
 import pytest
 
@@ -628,3 +629,25 @@ def test_a_used_connection_yields_to_those_in_front_who_need_a_fresh_one():
     assert pool.must_yield()
     pool.cancel("replay")
     assert not pool.must_yield(), "the next in line takes a used one"
+
+
+@pytest.mark.parametrize(("count", "looks"), [(100, 100), (2000, 45)])
+def test_many_connections_are_looked_at_seldom_and_ahead_of_time(count: int, looks: int) -> None:
+    """A look at all connections takes longer the more there are: then it finds what will be due
+    soon. None is found late."""
+    pool = make(count, rng=Random(1).random, max_connections=count, idle_timeout=600.0)
+    for conn in range(count):
+        dial(pool, conn)
+    pool._shelves.limits[False].recall(Known(60.0, 60.0))
+    pool._shelves.learned()
+    limit = pool._shelves.limits[False].safe(pool._shelves.rtt)
+    ends = {conn: entry.since + limit * entry.spread for conn, entry in pool.unasked()}
+    now, seen, found = 0.0, 0, set()
+    while len(found) < count:
+        now = max(now, pool.plan(now).wake_at)
+        pool.plan(now)
+        for conn in pool._shelves.due.keys() - found:
+            assert now - 1e-6 <= ends[conn] <= now + 1.0
+        found |= pool._shelves.due.keys()
+        seen += 1
+    assert 0.5 * looks <= seen <= looks

@@ -215,3 +215,45 @@ def test_a_slow_answer_beside_the_probe_proves_nothing():
     assert pool.dial_succeeded(2, RTT, 610.1) == "w"
     assert site.answered(pool, 2, 613.0) == []
     assert pool.target_idle(613.0) == 1
+
+
+def test_how_many_are_older_is_never_told_too_low():
+    """The quick count is exact where nobody is suspect, and then at most too high."""
+    pool = make(9)
+    for conn in range(1, 8):
+        opened(pool, conn, float(conn))
+    number = {conn: entry.number for conn, entry in pool.unasked()}
+    assert [pool.unasked_before(number[conn]) for conn in range(1, 8)] == list(range(7))
+    pool.suspect("", 8.0)
+    for conn in range(1, 8):
+        older = [c for c, entry in pool.unasked() if entry.number < number[conn]]
+        assert pool.unasked_before(number[conn]) >= len(older)
+
+
+def test_what_was_harmless_before_is_not_looked_at_again(monkeypatch):
+    """With 10,000 idle connections a look at each would take longer than the request; there is one
+    where more of them are older than ever before, and while the origin is probed."""
+    pool = make(4)
+    site = site_of(pool)
+    for conn in range(1, 4):
+        opened(pool, conn, 1.0)
+    looks = []
+    plain = pool.unasked
+    monkeypatch.setattr(pool, "unasked", lambda: looks.append(1) or plain())
+
+    def served(now: float, *, wary: bool = False) -> int:
+        conn = leased(pool, now)
+        pool.guard.is_wary = wary
+        assert bool(site.answered(pool, conn, now + 0.01)) is wary  # proved
+        pool.closed(conn, CloseReason.NOT_REUSABLE, now + 0.1)
+        return len(looks)
+
+    assert served(2.0) == 1  # two are older
+    assert served(3.0) == 1  # one
+    opened(pool, 5, 4.0)
+    opened(pool, 6, 4.0)
+    assert served(5.0) == 1  # two again
+    opened(pool, 7, 6.0)
+    opened(pool, 8, 6.0)
+    assert served(7.0) == 2  # three
+    assert served(8.0, wary=True) == 3

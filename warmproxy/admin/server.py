@@ -1,7 +1,7 @@
 """The admin listener's HTTP, one page after the other, on the daemon's own parser."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from typing import cast
 
@@ -89,6 +89,12 @@ class AdminConnection(asyncio.Protocol):
         self._date = date
         self._open = open
         self._input = HeadBuffer(MAX_HEAD, BadRequest)
+        self._pieces: Iterator[bytes] | None = None
+        """What is left of the page that is being sent."""
+        self._ahead = b""
+        """What came meanwhile."""
+        self._sending: asyncio.Handle | None = None
+        self._chunked = self._closes = self._is_full = False
         self._served = True
         """Something since the last sweep; a new connection gets the whole time as well."""
         self._since = 0.0
@@ -109,12 +115,33 @@ class AdminConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)
+        self._pieces = None
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        if self._pieces is not None:
+            self._next_piece()
+
+    def eof_received(self) -> bool:
+        self._closes = True
+        return self._pieces is not None
 
     def data_received(self, data: bytes) -> None:
+        if self._pieces is not None:  # one page after the other
+            self._ahead += data
+            if len(self._ahead) > MAX_HEAD:
+                self.transport.abort()
+            return
         try:
             while not self.transport.is_closing() and (found := self._input.feed(data)):
                 block, data = found
                 self._serve(parse_request_head(block))
+                if self._pieces is not None:
+                    self._ahead = data
+                    return
         except WarmproxyError as error:
             self._send(Page(error.status, TEXT, error.reason.encode() + b"\n"), close=True)
 
@@ -144,19 +171,69 @@ class AdminConnection(asyncio.Protocol):
             return
         accept = next((v for n, v in head.fields if n.lower() == b"accept"), b"")
         page = self._respond(target, accept.decode("latin-1"))
-        self._send(page, close=not judged.keep_alive, head_only=head.method == b"HEAD")
+        head_only = head.method == b"HEAD"
+        if isinstance(page.body, bytes):
+            self._send(page, close=not judged.keep_alive, head_only=head_only)
+        else:
+            self._chunked = head.version != b"1.0"  # else the page ends with the connection
+            self._closes = not (judged.keep_alive and self._chunked)
+            self._send_in_pieces(page, page.body, head_only=head_only)
 
     def _send(self, page: Page, *, close: bool, head_only: bool = False, allow: str = "") -> None:
-        reason = STATUS_REASONS.get(page.status, "")
-        allow = f"Allow: {allow}\r\n" if allow else ""
-        head = (
-            f"HTTP/1.1 {page.status} {reason}\r\n"
-            f"Date: {self._date().decode()}\r\n"
-            f"Content-Type: {page.content_type}\r\n"
-            f"Content-Length: {len(page.body)}\r\n"
-            "Cache-Control: no-store\r\n"
-            f"{allow}{'Connection: close' if close else 'Connection: keep-alive'}\r\n\r\n"
+        assert isinstance(page.body, bytes)
+        fields = f"Content-Length: {len(page.body)}\r\n"
+        if allow:
+            fields += f"Allow: {allow}\r\n"
+        self.transport.write(
+            self._head(page, fields, close=close) + (b"" if head_only else page.body)
         )
-        self.transport.write(head.encode("latin-1") + (b"" if head_only else page.body))
         if close:
             self.transport.close()
+
+    def _head(self, page: Page, fields: str, *, close: bool) -> bytes:
+        return (
+            f"HTTP/1.1 {page.status} {STATUS_REASONS.get(page.status, '')}\r\n"
+            f"Date: {self._date().decode()}\r\n"
+            f"Content-Type: {page.content_type}\r\n"
+            f"{fields}"
+            "Cache-Control: no-store\r\n"
+            f"{'Connection: close' if close else 'Connection: keep-alive'}\r\n\r\n"
+        ).encode("latin-1")
+
+    def _send_in_pieces(self, page: Page, pieces: Iterator[bytes], *, head_only: bool) -> None:
+        """One piece in each turn of the loop, as long as the client takes them."""
+        fields = "Transfer-Encoding: chunked\r\n" if self._chunked else ""
+        self.transport.write(self._head(page, fields, close=self._closes))
+        if not head_only:
+            self._pieces = pieces
+            self._next_piece()
+        elif self._closes:
+            self.transport.close()
+
+    def _next_piece(self) -> None:
+        if self._sending is None:
+            self._sending = asyncio.get_running_loop().call_soon(self._send_piece)
+
+    def _send_piece(self) -> None:
+        self._sending = None
+        if self._pieces is None or self._is_full:
+            return  # the client is gone, or too slow for now
+        self._served = True
+        piece = next(self._pieces, None)
+        if piece is not None:
+            if piece:
+                self.transport.write(_chunk(piece) if self._chunked else piece)
+            self._next_piece()
+            return
+        self._pieces = None
+        if self._chunked:
+            self.transport.write(_chunk(b""))
+        if self._closes:
+            self.transport.close()
+        elif self._ahead:
+            ahead, self._ahead = self._ahead, b""
+            self.data_received(ahead)
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)

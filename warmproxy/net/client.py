@@ -37,6 +37,9 @@ from warmproxy.settings import Settings
 LINGER_SECONDS = 2.0
 """How long a client may take to read its last answer while it still sends."""
 
+SWEPT_AT_ONCE = 500
+"""Clients that one turn of the loop looks at: a millisecond if all are busy."""
+
 _HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
@@ -80,6 +83,19 @@ class Clients:
         for client in left:
             client.abort()
         return len(left)
+
+    def sweep(self) -> None:
+        """Look at each for what no event tells: to be called about once a second."""
+        self._sweep(list(self.open))
+
+    def _sweep(self, left: list["ClientConnection"]) -> None:
+        now = self.loop.time()
+        for client in left[-SWEPT_AT_ONCE:]:
+            if client in self.open:
+                client.sweep(now)
+        del left[-SWEPT_AT_ONCE:]
+        if left:
+            self.loop.call_soon(self._sweep, left)
 
     def came(self, client: "ClientConnection", address: str) -> None:
         """A connection was accepted. Raises LimitReached where its address has too many."""
@@ -272,6 +288,8 @@ class ClientConnection(asyncio.Protocol):
     def sweep(self, now: float) -> None:
         """Look for what no event tells: called about once a second."""
         exchange, settings = self._exchange, self._clients.settings
+        if exchange.is_quiet and now - self._since < settings.client_idle_timeout:
+            return  # most clients at most times
         if self._tunnel is not None:
             self._sweep_tunnel(self._tunnel, now)
             return

@@ -107,7 +107,7 @@ class Dialer:
                 addresses = await self._resolver.resolve(origin.host, origin.port, timeout)
                 addresses = self._allowed(origin, addresses, source)
                 resolved = time.monotonic()
-                sock, silent = await self._connect(origin, addresses, timeout, source, places())
+                sock, silent = await self._connect(origin, addresses, timeout, source, places)
                 connected = time.monotonic()
             if origin.scheme == "https":
                 async with contextlib.nullcontext() if urgent else self._place():
@@ -130,7 +130,7 @@ class Dialer:
         addresses: list[AddrInfo],
         timeout: float,
         source: str,
-        places: Mapping[str, int],
+        places: Callable[[], Mapping[str, int]],
     ) -> tuple[socket.socket, tuple[str, ...]]:
         """The connected socket, and the addresses that were silent before."""
         attempts = Attempts()

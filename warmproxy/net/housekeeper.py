@@ -19,6 +19,12 @@ from warmproxy.pool.origin_pool import OriginPool
 from warmproxy.pool.registry import Registry
 from warmproxy.settings import OriginSettings, Settings
 
+PLANS = 32
+"""Pools that one turn of the loop plans, beside those with waiters: 20 µs each."""
+
+REFILLS = 6
+"""Dials that one turn of the loop begins and nobody waits for: 250 µs each, all told."""
+
 
 class Waiter(Protocol):
     """Who asked for a connection and could not have one at once. Exactly one of the two comes,
@@ -100,6 +106,8 @@ class Housekeeper:
     """The only one who touches pools: it tells them facts and does what they plan.
 
     Pools that changed are planned once per turn of the loop, outside the request's call stack.
+    Many at once (a start, the end of what was opened together) take many turns, so that requests
+    need not wait for them.
     """
 
     def __init__(
@@ -124,10 +132,14 @@ class Housekeeper:
         """What plans each pool again at its `planned_until`."""
         self._timeouts: dict[Waiter, asyncio.TimerHandle] = {}
         self._dials: set[asyncio.Task[None]] = set()
+        self._refills = 0
+        """That this turn of the loop may still begin."""
         self._starved: dict[Origin, Pool] = {}
         """Pools whose waiters need a dial that max_connections (all origins) did not allow."""
         self._warmed: dict[Origin, bool] = {}
         self.places = Places(registry, loop, self._ended, self._plan_soon)
+        self._on_idle_end = self._idle_ended
+        """One bound method for all connections: 64 bytes less for each."""
         self._stopped = False
         self.when_shelved: Callable[[UpstreamConnection], None] | None = None
         """Called with each new connection that nobody waits for, once it is idle."""
@@ -347,8 +359,14 @@ class Housekeeper:
     def _flush(self) -> None:
         self._flushing = None
         changed, self._changed = self._changed, {}
+        self._refills = REFILLS
+        plans = 0
         for pool in changed.values():
-            self._carry_out(pool)
+            if pool.waiting or (plans < PLANS and self._refills):
+                plans += 1
+                self._carry_out(pool)
+            else:
+                self._plan_soon(pool)
 
     def _carry_out(self, pool: Pool) -> None:
         now = self._time()
@@ -360,7 +378,13 @@ class Housekeeper:
                 self._freed()
         if plan.evict:
             self._plan_soon(pool)
-        for _ in range(plan.dials):
+        for_waiters = max(0, pool.waiting - pool.dialling)
+        for i in range(plan.dials):
+            if i >= for_waiters:
+                if not self._refills:
+                    self._plan_soon(pool)
+                    break
+                self._refills -= 1
             if not self._make_room(pool, now):
                 self._starved[pool.origin] = pool
                 break
@@ -375,7 +399,7 @@ class Housekeeper:
     def _wake(self, pool: Pool) -> None:
         del self._wakes[pool.origin]
         pool.planned_until = inf
-        self._carry_out(pool)
+        self._plan_soon(pool)
 
     def _make_room(self, pool: Pool, now: float) -> bool:
         """Whether one more connection may be opened under the cap over all origins.
@@ -441,7 +465,7 @@ class Housekeeper:
                 site, now = self.registry.site(pool.origin), self._time()
                 for changed in site.handshaken(dialled.tls, now):
                     self._plan_soon(changed)
-            conn.on_idle_end = self._idle_ended
+            conn.on_idle_end = self._on_idle_end
             cost = dialled.dns + dialled.tcp + dialled.tls
             waiter = pool.dial_succeeded(conn, cost, self._time(), conn.peer)
             for place in dialled.silent:

@@ -8,7 +8,7 @@ import asyncio
 import socket
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -73,7 +73,7 @@ class Races:
         self,
         origin: Origin,
         addresses: Sequence[AddrInfo],
-        places: Mapping[str, int],
+        places: Callable[[], Mapping[str, int]],
         source: str,
         attempts: Attempts,
     ) -> socket.socket:
@@ -110,17 +110,20 @@ class Races:
         return sock
 
     def _in_order(
-        self, origin: Origin, addresses: Sequence[AddrInfo], places: Mapping[str, int]
+        self,
+        origin: Origin,
+        addresses: Sequence[AddrInfo],
+        places: Callable[[], Mapping[str, int]],
     ) -> list[AddrInfo]:
         """Those that work before those that lately did not, the preferred family before the
         other (the race then lets them take turns), where few connections are before many."""
         if len(addresses) == 1:
             return list(addresses)
-        now, preferred = self._loop.time(), addresses[0][0]
+        now, preferred, connections = self._loop.time(), addresses[0][0], places()
 
         def key(info: AddrInfo) -> tuple[bool, bool, int]:
             place = place_of(info)
-            there = places.get(place, 0) + self._heading.get((origin, place), 0)
+            there = connections.get(place, 0) + self._heading.get((origin, place), 0)
             return now < self._shunned.get((origin, place), 0.0), info[0] != preferred, there
 
         return sorted(addresses, key=key)

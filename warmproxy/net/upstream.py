@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -48,7 +49,6 @@ class UpstreamConnection(asyncio.Protocol):
         "_poll",
         "_remember",
         "_sink",
-        "_sock",
         "broken",
         "early",
         "ended",
@@ -79,7 +79,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._mover: Mover | None = None
         self._poll: select.poll | None = None
         self.transport: asyncio.Transport
-        self._sock: socket.socket
 
     def __repr__(self) -> str:
         state = self.ended or ("active" if self._sink else "idle")
@@ -141,7 +140,7 @@ class UpstreamConnection(asyncio.Protocol):
             poll = self._poll
             if poll is None:
                 poll = self._poll = select.poll()
-                poll.register(self._sock.fileno(), select.POLLIN)
+                poll.register(self._fileno(), select.POLLIN)
             if poll.poll(0):
                 self.ended = self._why_readable()
                 self.transport.abort()
@@ -160,14 +159,19 @@ class UpstreamConnection(asyncio.Protocol):
 
     def take_socket(self) -> socket.socket:
         """The connected socket, for TLS to begin on; this object is done with it."""
-        taken = socket.socket(fileno=os.dup(self._sock.fileno()))
+        taken = socket.socket(fileno=os.dup(self._fileno()))
         taken.setblocking(False)
         self.close()
         return taken
 
+    def _fileno(self) -> int:
+        # not kept: the loop makes a socket object of 72 bytes when it is asked for one
+        fileno: int = self.transport.get_extra_info("socket").fileno()
+        return fileno
+
     def _why_readable(self) -> CloseReason:
         # the loop's socket object cannot be read from: look through a second descriptor
-        with socket.socket(fileno=os.dup(self._sock.fileno())) as sock:
+        with socket.socket(fileno=os.dup(self._fileno())) as sock:
             try:
                 data = sock.recv(PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             except OSError:
@@ -195,9 +199,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        self._sock = transport.get_extra_info("socket")
         if peername := transport.get_extra_info("peername"):  # none once it was reset
-            self.peer = str(reached(peername[0]))
+            self.peer = sys.intern(str(reached(peername[0])))
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
 
     def data_received(self, data: bytes) -> None:

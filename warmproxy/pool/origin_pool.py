@@ -225,6 +225,10 @@ class OriginPool(Generic[C, W]):
         """The idle connections that never carried a request."""
         return self._shelves.unasked()
 
+    def unasked_before(self, number: int) -> int:
+        """How many of `unasked` were opened before the connection of that number, or more."""
+        return self._shelves.unasked_before(number)
+
     def must_yield(self) -> bool:
         """Whether a used connection that comes back is to be closed: the first in line takes a
         fresh one only, and max_connections leaves no room to dial it."""

@@ -14,7 +14,7 @@ opened together would be closed together.
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, count, islice
+from itertools import chain, count, islice, takewhile
 from math import inf
 from typing import Generic, TypeVar
 
@@ -24,6 +24,11 @@ from warmproxy.policy.learn import IdleLimit
 from warmproxy.settings import OriginSettings
 
 C = TypeVar("C")
+
+MANY = 500
+"""From so many connections on, one that will be due soon is taken for due ..."""
+FORESIGHT = 1e-4
+"""... so many seconds early for each of them: looking at all then takes 1 % of the time."""
 
 
 @dataclass(slots=True)
@@ -101,6 +106,13 @@ class Shelves(Generic[C]):
         """What holds a descriptor and never carried a request."""
         kept = [(conn, entry) for conn, entry in self.canaries.items() if not entry.used]
         return [*kept, *self.fresh.items()]
+
+    def unasked_before(self, number: int) -> int:
+        """How many of those have a lower number, or more: what is on top of the shelf is the
+        newest, but for suspects."""
+        newest = reversed(self.fresh.values())
+        newer = sum(1 for _ in takewhile(lambda entry: entry.number >= number, newest))
+        return len(self.fresh) + len(self.canaries) - newer
 
     def idle_longest(self) -> tuple[C, float] | None:
         """Of those that are not due the one that has been idle longest, and since when."""
@@ -213,10 +225,22 @@ class Shelves(Generic[C]):
                 self._expired[conn] = end.reason
             else:
                 check_at = min(check_at, end.at)
-        for shelf in (self.used, self.fresh):
+        picky = self._unwanted is not None or bool(self._places)
+        idle_timeout = self._settings.idle_timeout
+        if len(self) > MANY:
+            now += len(self) * FORESIGHT
+        for used, shelf in ((True, self.used), (False, self.fresh)):
+            limit = self._limit_of(used)
             for conn, entry in shelf.items():
-                due = self._due_of(entry)
-                stale_at = entry.since + self._settings.idle_timeout
+                # what follows is said of most connections by this alone, at a third of the time
+                since, at = entry.since, entry.ends
+                at = min(at, since + limit * entry.spread, since + idle_timeout)
+                if at > now and not picky and not entry.suspect:
+                    if at < check_at:
+                        check_at = at
+                    continue
+                due = retire.due(entry.ends, since, entry.spread, limit)
+                stale_at = since + idle_timeout
                 if (reason := self._reason_to_go(entry)) is not None:
                     self.due[conn] = reason
                 elif due.at <= now:
@@ -252,14 +276,14 @@ class Shelves(Generic[C]):
             return CloseReason.ADDRESS_GONE
         return CloseReason.SUSPECT if entry.suspect else None
 
-    def _due_of(self, entry: Entry) -> retire.Due:
-        known = self.limits[entry.used]
-        limit = known.safe(self.rtt)
-        if entry.used:
-            limit = min(limit, self._settings.idle_timeout)
-        elif known.is_unknown and len(self.fresh) > 1:
-            limit = known.trusted
-        return retire.due(entry.ends, entry.since, entry.spread, limit)
+    def _limit_of(self, used: bool) -> float:
+        """Seconds after which the idle connections of a shelf are due, but for their jitter."""
+        known = self.limits[used]
+        if used:
+            return min(known.safe(self.rtt), self._settings.idle_timeout)
+        if known.is_unknown and len(self.fresh) > 1:
+            return known.trusted
+        return known.safe(self.rtt)
 
     def _come_last(self, chosen: Callable[[Entry], bool], now: float) -> list[C]:
         """Hand these out after all others of their shelf."""

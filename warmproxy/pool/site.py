@@ -21,6 +21,12 @@ class Site(Generic[C, W]):
         """The first byte came on a leased connection that had been fresh; the pools for which
         that changes something."""
         lease = pool.leased(conn)
+        trial, pools = self._trial, self.pools
+        at_most = sum(its.unasked_before(lease.number) for its in pools)
+        if at_most <= trial.harmless and not any(its.guard.is_wary for its in pools):
+            # so many were harmless before: who they are does not matter, and to find it out
+            # takes 1 ms with 10,000
+            return self._harmed(now) if trial.answered(now - lease.since, 0, now) else []
         older = [its for its, _ in self._unasked(before=lease.number)]
         waited = now - lease.since
         if self._trial.answered(waited, len(older), now):

@@ -255,6 +255,11 @@ class Exchange:
         return self.state is _FORWARDING
 
     @property
+    def is_quiet(self) -> bool:
+        """Nothing is asked, nor has a request begun."""
+        return self.state is _IDLE and not self._input.pending
+
+    @property
     def awaits_head(self) -> bool:
         """A request's head has begun and is not complete."""
         return self.state is _IDLE and self._input.pending
