@@ -96,7 +96,7 @@ def test_a_wake_up_within_half_a_millisecond_is_a_wake_up() -> None:
         pool = registry.use(origin("http", "h", 80), loop.time())
         wakes = iter((loop.time() - 1.0, loop.time() - 2.0))
         soon = SimpleNamespace(plan=lambda now: Plan(0, (), next(wakes)))
-        for name in ("origin", "target_idle", "waiting", "dialling", "boosts"):
+        for name in ("origin", "target_idle", "waiting", "dialling", "boosts", "planned_until"):
             setattr(soon, name, getattr(pool, name))
         keeper._carry_out(cast(Any, soon))
         keeper._carry_out(cast(Any, soon))
