@@ -10,7 +10,8 @@ Floors. A module imports only from floors below its own, or from earlier modules
        state       learned idle limits -> a file, over a restart
        warming     holds more for a while: windows of the settings, POST /warm
        admin       /metrics /healthz /readyz /pools /warm
-       metrics     tallies -> Prometheus
+       metrics     a sample -> Prometheus
+       sample      the pools -> what one scrape shows
        log         one line per event
     3  net         asyncio lives here: client, prime, housekeeper, dialer, resolver, upstream,
                    tunnel, splice, tls

@@ -22,7 +22,7 @@ from warmproxy.settings import OriginSettings, Settings
 PLANS = 32
 """Pools that one turn of the loop plans, beside those with waiters: 20 µs each."""
 
-REFILLS = 6
+REFILLS = 4
 """Dials that one turn of the loop begins and nobody waits for: 250 µs each, all told."""
 
 
