@@ -121,8 +121,8 @@ BUGS = (
         "white space is accepted behind a chunk size",
         "framing",
         "protocol/framing.py",
-        '{1,16}+)(?:%b)*+\\r\\n"',
-        '{1,16}+)(?:%b)*+[ \\t]*+\\r\\n"',
+        '{1,16}+)(?:%b)*\\r\\n"',
+        '{1,16}+)(?:%b)*[ \\t]*+\\r\\n"',
     ),
     Bug(
         "trailers that Connection names are passed on",

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from warmproxy.errors import BadRequest, BadResponse, WarmproxyError
-from warmproxy.protocol import heads
+from warmproxy.protocol import framing, headers, heads, memo, target
 from warmproxy.protocol.headers import judge_request, judge_response
 from warmproxy.protocol.heads import (
     HeadBuffer,
@@ -635,3 +635,33 @@ def test_near_misses_are_refused_in_linear_time() -> None:
 )
 def test_the_status_of_an_unasked_response_is_read_from_a_whole_line_only(said, status):
     assert read_status(said) == status
+
+
+def _possessive(parsed: re._parser.SubPattern) -> list[re._parser.SubPattern]:
+    """What the possessive quantifiers of an expression stand behind, at any depth."""
+    found = []
+    for operator, argument in parsed:
+        parts = argument if isinstance(argument, tuple | list) else (argument,)
+        if operator is re._constants.POSSESSIVE_REPEAT:
+            found.append(parts[2])
+        for part in parts:
+            for inner in part if isinstance(part, list) else (part,):
+                if isinstance(inner, re._parser.SubPattern):
+                    found += _possessive(inner)
+    return found
+
+
+@pytest.mark.parametrize(
+    "module", [framing, heads, headers, memo, target], ids=lambda m: m.__name__
+)
+def test_no_group_is_possessive(module):
+    """Python before 3.11.5 does not give back what such a group read before it failed (CPython
+    issue 106052): http://h:/ would pass for http://h/, and a broken chunk extension for a whole
+    one."""
+    patterns = [each for each in vars(module).values() if isinstance(each, re.Pattern)]
+    assert patterns
+    names = ("LITERAL", "NOT_LITERAL", "IN", "ANY")
+    single = {getattr(re._constants, name) for name in names}
+    for pattern in patterns:
+        for part in _possessive(re._parser.parse(pattern.pattern)):
+            assert [operator in single for operator, _ in part] == [True], pattern.pattern

@@ -60,10 +60,12 @@ NEVER_TRAILERS = HOP_BY_HOP | {
 }
 """What may not be said in a trailer: it would come too late there (RFC 9110, 6.5.1)."""
 
-# RFC 9112, 7.1 and 7.1.1. Every part is possessive: there is one way to match, or none.
-_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
-_EXTENSION = rb"[ \t]*+;[ \t]*+%b++(?:[ \t]*+=[ \t]*+(?:%b++|%b))?+" % (TOKEN, TOKEN, _QUOTED)
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16}+)(?:%b)*+\r\n" % _EXTENSION)
+# RFC 9112, 7.1 and 7.1.1. There is one way to match, or none. Quantifiers of groups are not
+# possessive, here and elsewhere: before Python 3.11.5 (Debian 12 has 3.11.2) a possessive group
+# that fails half-way keeps what it had read (CPython issue 106052).
+_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+_EXTENSION = rb"[ \t]*+;[ \t]*+%b++(?:[ \t]*+=[ \t]*+(?:%b++|%b))?" % (TOKEN, TOKEN, _QUOTED)
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16}+)(?:%b)*\r\n" % _EXTENSION)
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 
 _CR = 13

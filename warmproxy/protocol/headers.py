@@ -59,14 +59,14 @@ _RESPONSE_FIELDS = HOP_BY_HOP | {
     b"www-authenticate",
 }
 
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]++\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*+)(?::[0-9]*+)?+")
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]++\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*+)(?::[0-9]*+)?")
 _TIMEOUT = re.compile(rb"(?i:timeout)[ \t]*+=[ \t]*+\"?+([0-9]{1,9}+)(?![0-9])")
 _CONNECTION_AUTH = re.compile(rb"(?i)(?:^|,)[ \t]*+(?:NTLM|Negotiate)(?![!-+\--~])")
 
 # One space behind each colon, as they are written again; nothing to strip.
 _PLAIN_RESPONSE = re.compile(
     rb"(HTTP/1\.1 ([2-5][0-9][0-9]) %b*+)"
-    rb"((?:\r\n%b++: (?![ \t])%b*+(?<![ \t]))*+)\r\n\r\n" % (VALUE, TOKEN, VALUE)
+    rb"((?:\r\n%b++: (?![ \t])%b*+(?<![ \t]))*)\r\n\r\n" % (VALUE, TOKEN, VALUE)
 )
 _PLAIN_NAMES = b"|".join(sorted(_RESPONSE_FIELDS - {b"date"}))
 # the look-ahead, first letters of the names, spares most fields the alternatives

@@ -3,7 +3,8 @@
 The rules:
 
 * The fast lane is one strict regular expression over the whole head, then a cheap split. Every
-  quantifier in it is possessive, so it reads each byte a bounded number of times.
+  quantifier of characters in it is possessive, and each line of a head can be read in one way, so
+  it reads each byte a bounded number of times.
 * What it does not recognise is read line by line, by rules at least as strict as RFC 9112's and
   in some places stricter, and then by h11. A head is accepted only where both readers agree.
 * The fast lane accepts a subset of what the slow lane accepts, but for what `headers.py` judges
@@ -39,15 +40,15 @@ MAX_METHOD = 32
 # _FIELDS expression can take the fields apart without stripping any.
 _FIELD = rb"%b++:[ ]?+(?![ \t])%b*+(?<![ \t])\r\n" % (TOKEN, VALUE)
 _FAST_REQUEST = re.compile(
-    rb"([A-Z]{1,16}+) ([!-~]++) HTTP/(1\.[01])\r\n((?:%b)*+)\r\n" % _FIELD,
+    rb"([A-Z]{1,16}+) ([!-~]++) HTTP/(1\.[01])\r\n((?:%b)*)\r\n" % _FIELD,
 )
 _FAST_RESPONSE = re.compile(
-    rb"HTTP/(1\.[01]) ([1-9][0-9][0-9])(?: (%b*+))?+\r\n((?:%b)*+)\r\n" % (VALUE, _FIELD),
+    rb"HTTP/(1\.[01]) ([1-9][0-9][0-9])(?: (%b*+))?\r\n((?:%b)*)\r\n" % (VALUE, _FIELD),
 )
 _FIELDS = re.compile(rb"([^:]++):[ ]?+([^\r]*+)\r\n")
 
 _REQUEST_LINE = re.compile(rb"(%b++) ([!-~]++) HTTP/([0-9])\.([0-9])" % TOKEN)
-_STATUS_LINE = re.compile(rb"HTTP/([0-9])\.([0-9]) ([1-9][0-9][0-9])(?: (%b*+))?+" % VALUE)
+_STATUS_LINE = re.compile(rb"HTTP/([0-9])\.([0-9]) ([1-9][0-9][0-9])(?: (%b*+))?" % VALUE)
 _SPACE_BEFORE_COLON = re.compile(rb"\A(%b++)[ \t]++:" % TOKEN)
 _METHOD = re.compile(rb"%b++" % TOKEN)
 _METHOD_START = re.compile(TOKEN)

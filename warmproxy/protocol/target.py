@@ -23,12 +23,12 @@ from warmproxy.origin import DEFAULT_PORTS, Origin, normalise_host, origin
 _PLAIN = frozenset({b"http", b"ws"})
 _SECURE = frozenset({b"https", b"wss"})
 
-PLAIN_TARGET = rb"http://([A-Za-z0-9._-]++(?::[0-9]{1,5}+)?+)(/[!\"$-~]*+)"
+PLAIN_TARGET = rb"http://([A-Za-z0-9._-]++(?::[0-9]{1,5}+)?)(/[!\"$-~]*+)"
 """The common absolute-form: authority, path and query."""
-_FAST = re.compile(PLAIN_TARGET + rb"(?:#[!-~]*+)?+")
-_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*+)://([^/?#]*+)([^#]*+)(?:#.*+)?+")
+_FAST = re.compile(PLAIN_TARGET + rb"(?:#[!-~]*+)?")
+_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*+)://([^/?#]*+)([^#]*+)(?:#.*+)?")
 _VISIBLE = re.compile(rb"[!-~]++")
-_NAME_AND_PORT = re.compile(rb"([A-Za-z0-9._-]++)(?::([0-9]{1,5}+))?+")
+_NAME_AND_PORT = re.compile(rb"([A-Za-z0-9._-]++)(?::([0-9]{1,5}+))?")
 
 # What RFC 3986, 3.2 allows in an authority, without userinfo and percent-encoding.
 _AUTHORITY = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=:\[\]]++")
