@@ -64,6 +64,13 @@ def table(heads: Sequence[str], words: int, rows: Iterable[Sequence[object]]) ->
     return "\n".join(lines)
 
 
+def numbers(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of a name and nothing but numbers."""
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join(lines)
+
+
 def times(*values: float | None) -> list[str]:
     return ["none" if value is None else f"{value:.3f}" for value in values]
 
