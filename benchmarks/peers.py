@@ -25,7 +25,6 @@ Exit status 0: no bar is missed; 1: one is; 2: nothing could be measured.
 
 import argparse
 import importlib.util
-import os
 import signal
 import sys
 import tempfile
@@ -38,7 +37,7 @@ from field.contest import Contest
 from field.figures import OURS
 from field.origin import Origin
 from field.proxies import PEERS, Kind, ours
-from field.running import Failed
+from field.running import Failed, take_cores
 from rig import report
 
 NAME = "peers.py"
@@ -114,12 +113,6 @@ def entries(options: argparse.Namespace) -> tuple[list[Kind], list[str]]:
     return kinds, [kind.name for kind in wanted if not kind.found()]
 
 
-def cores() -> tuple[int | None, int | None]:
-    """For the load and for the proxies; None where there is but one."""
-    there = sorted(os.sched_getaffinity(0))
-    return (there[0], there[-1]) if len(there) > 1 else (None, None)
-
-
 def run(contest: Contest, options: argparse.Namespace) -> None:
     if "a" in options.only:
         contest.small(options.connections)
@@ -158,9 +151,7 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all is stopped
     began = time.monotonic()
-    load_core, proxy_core = cores()
-    if load_core is not None:
-        os.sched_setaffinity(0, {load_core})
+    core = take_cores()
     with tempfile.TemporaryDirectory(prefix="warmproxy-peers-") as folder:
         home = Path(folder)
         home.chmod(0o755)
@@ -174,9 +165,7 @@ def main() -> int:
         except Failed as error:
             print(f"{NAME}: {error}", file=sys.stderr)
             return 2
-        contest = Contest(
-            kinds, origin, home, proxy_core, rounds=options.rounds, seconds=options.seconds
-        )
+        contest = Contest(kinds, origin, home, core, rounds=options.rounds, seconds=options.seconds)
         try:
             run(contest, options)
         except KeyboardInterrupt:

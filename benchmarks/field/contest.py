@@ -37,12 +37,20 @@ GIB = 2**30
 class Entrant:
     """One proxy of the field, running. `started`: seconds from its spawn to its first 200."""
 
-    def __init__(self, kind: Kind, home: Path, origin: int, core: int | None, warm: int) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        home: Path,
+        origin: int,
+        core: int | None,
+        warm: int = 0,
+        settings: str = "",
+    ) -> None:
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
         home.chmod(0o777)  # some give up root
         self.kind = kind
-        self.place = Place(home, free_port(2), origin, warm)
+        self.place = Place(home, free_port(2), origin, warm, settings)
         self.address = ("127.0.0.1", self.place.port)
         self.url = f"http://127.0.0.1:{origin}"
         command = kind.start_command(self.place)
@@ -85,6 +93,9 @@ class Entrant:
     def processor_seconds(self) -> float:
         return self.program.processor_seconds()
 
+    def stop(self) -> None:
+        self.program.stop()
+
 
 class Contest:
     """`core` is the proxies' own."""
@@ -112,8 +123,9 @@ class Contest:
 
     # ── who runs, and what is noted ──────────────────────────────────────────────────────────
 
-    def enter(self, kind: Kind, warm: int = 0) -> Entrant:
-        return Entrant(kind, self.home / kind.name, self.origin.port, self.core, warm)
+    def enter(self, kind: Kind, warm: int = 0, settings: str = "") -> Entrant:
+        home = self.home / kind.name
+        return Entrant(kind, home, self.origin.port, self.core, warm, settings)
 
     @contextlib.contextmanager
     def entered(self, kinds: Sequence[Kind], warm: int = 0) -> Iterator[list[Entrant]]:
@@ -128,7 +140,7 @@ class Contest:
             yield running
         finally:
             for entrant in running:
-                entrant.program.stop()
+                entrant.stop()
 
     def note(self, measure: str, name: str, value: float) -> None:
         if (measure, name) not in self.failures:
@@ -285,17 +297,13 @@ class Contest:
 
     def resident_with(self, kind: Kind, url: str, word: str, count: int) -> int:
         """KiB, with so many idle connections."""
-        settings = self.home / "settings.toml"
-        lines = ["max_connections = 5000", "[[upstream]]", f'url = "{url}"', "warm = 0"]
+        lines = ["max_connections = 5000", "[[upstream]]", f'url = "{url}"']
+        lines += [f"warm = {count if word == 'warm' else 0}", "max_connections = 5000"]
         if word == "tls":
             lines += [f"tls = {count}", f'ca_file = "{self.origin.ca}"']
-        else:
-            lines[-1] = f"warm = {count}"
-        settings.write_text("\n".join([*lines, "max_connections = 5000", ""]))
-        environment = {**kind.environment, "WARMPROXY_CONFIG": str(settings)}
-        held = Kind(**{**vars(kind), "environment": environment})
-        with self.entered([held]) as entrants:
-            if not entrants:
-                raise Failed(self.failures.get(("start", kind.name), "does not come up"))
-            entrants[0].wait_for(lambda: entrants[0].idle() >= count, 0.05)
-            return entrants[0].program.resident_kib()
+        entrant = self.enter(kind, settings="\n".join(lines))
+        try:
+            entrant.wait_for(lambda: entrant.idle() >= count, 0.05)
+            return entrant.program.resident_kib()
+        finally:
+            entrant.stop()

@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,7 @@ from field.running import Failed
 Address = tuple[str, int]
 
 PATIENCE = 10.0
-"""Seconds until an answer, or the next piece of one."""
-
-_SCRIPT = Path(__file__).with_name("absolute.lua")
+"""Seconds until an answer is here, all of it."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,28 @@ def wrk(through: Address, url: str, connections: int, seconds: int) -> Loaded:
 
     `through` is a proxy, or the origin itself: it is asked for the whole URL all the same.
     """
+    return _wrk(through, connections, seconds, "absolute", TARGET=url, HOST=authority_of(url))
+
+
+def wrk_spread(
+    through: Address, authorities: Sequence[str], connections: int, seconds: int
+) -> Loaded:
+    """The same, for /small of one origin after the other."""
+    return _wrk(through, connections, seconds, "spread", ORIGINS=" ".join(authorities))
+
+
+def _wrk(
+    through: Address, connections: int, seconds: int, script: str, **environment: str
+) -> Loaded:
     program = shutil.which("wrk")
     if program is None:
         raise Failed("wrk is needed, and is not installed")
+    file = Path(__file__).with_name(f"{script}.lua")
     command = [program, "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s"]
-    command += ["-s", str(_SCRIPT), "http://{}:{}".format(*through)]
-    environment = {**os.environ, "TARGET": url, "HOST": authority_of(url)}
-    asked = subprocess.run(command, capture_output=True, text=True, env=environment)
+    command += ["-s", str(file), "http://{}:{}".format(*through)]
+    asked = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}
+    )
     try:
         loaded = parse_wrk(asked.stdout)
     except ValueError as error:
@@ -77,10 +90,12 @@ def authority_of(url: str) -> str:
 class Client:
     """One connection to a proxy."""
 
-    def __init__(self, proxy: Address) -> None:
-        self.socket = socket.create_connection(proxy, timeout=PATIENCE)
+    _buffer = bytearray(2**18)
+    """What arrives in it is not looked at."""
+
+    def __init__(self, proxy: Address, patience: float = PATIENCE) -> None:
+        self.socket = socket.create_connection(proxy, timeout=patience)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.buffer = bytearray(2**18)
 
     def __enter__(self) -> "Client":
         return self
@@ -110,8 +125,11 @@ class Client:
             return 0
         size = left = int(length[1])
         left -= len(rest)
+        give_up = time.monotonic() + PATIENCE
         while left > 0:
-            if not (got := self.socket.recv_into(self.buffer)):
+            if time.monotonic() > give_up:
+                raise Failed(f"takes more than {PATIENCE:g} s for {size / 2**20:.0f} MiB")
+            if not (got := self.socket.recv_into(self._buffer)):
                 raise Failed("closed inside an answer")
             left -= got
         return size

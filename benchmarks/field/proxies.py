@@ -31,6 +31,8 @@ class Place:
     """The origin's port, on loopback."""
     warm: int = 0
     """Connections to hold open to the origin; only ours can."""
+    settings: str = ""
+    """Ours only: the text of a settings file."""
 
     def write(self, name: str, text: str) -> str:
         file = self.home / name
@@ -84,6 +86,8 @@ def ours(name: str, tree: Path, python: str) -> Kind:
         line += ["--admin", f"127.0.0.1:{admin_port(at)}"]
         if at.warm:
             line += ["--warm", f"http://127.0.0.1:{at.origin}={at.warm}"]
+        if at.settings:
+            line += ["--config", at.write("warmproxy.toml", at.settings)]
         return line
 
     environment = {"PYTHONPATH": str(tree), "WARMPROXY_STATE_FILE": ""}

@@ -38,6 +38,18 @@ def on_core(core: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def take_cores() -> int | None:
+    """The last core, for the proxies; we, and what we start without a core, get the first.
+
+    None where there is but one.
+    """
+    there = sorted(os.sched_getaffinity(0))
+    if len(there) < 2:
+        return None
+    os.sched_setaffinity(0, {there[0]})
+    return there[-1]
+
+
 class Program:
     """A running program. `folder`: an empty one, in which it runs and its output is kept."""
 
@@ -143,10 +155,11 @@ def raise_descriptor_limit() -> int:
     return most
 
 
-def established(port: int) -> int:
-    """Connections on this machine that lead to this port and are open."""
+def established(*ports: int) -> int:
+    """Connections on this machine that lead to these ports and are open."""
+    ends = {f"{port:04X}" for port in ports}
     count = 0
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        count += fields[3] == "01" and int(fields[2].rpartition(":")[2], 16) == port
+        fields = line.split(maxsplit=4)
+        count += fields[3] == "01" and fields[2][-4:] in ends
     return count
