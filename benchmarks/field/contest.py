@@ -65,8 +65,10 @@ class Entrant:
             self.program.stop()
             raise
 
-    def wait_for(self, condition: Callable[[], bool], every: float) -> None:
-        give_up = time.monotonic() + STARTS_WITHIN
+    def wait_for(
+        self, condition: Callable[[], bool], every: float, within: float = STARTS_WITHIN
+    ) -> None:
+        give_up = time.monotonic() + within
         while not condition():
             if not self.program.runs or time.monotonic() > give_up:
                 raise Failed(f"does not come up; it said: {self.program.said()}")
