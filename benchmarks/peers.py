@@ -25,6 +25,7 @@ Exit status 0: no bar is missed; 1: one is; 2: nothing could be measured.
 
 import argparse
 import importlib.util
+import json
 import signal
 import sys
 import tempfile
@@ -32,7 +33,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from field import figures
+from field import figures, plots
 from field.contest import Contest
 from field.figures import OURS
 from field.origin import Origin
@@ -41,6 +42,7 @@ from field.running import Failed, take_cores
 from rig import report
 
 NAME = "peers.py"
+PLOT = Path(__file__).with_suffix(".png")
 TESTS = ("a", "b", "c", "d")
 QUICK_PEERS = ("haproxy", "nginx", "envoy", "squid")
 
@@ -198,6 +200,9 @@ def main() -> int:
         print(text)
     if options.writes:
         report.write_readme(NAME, text)
+        cells = json.loads(Path(options.latency).read_text())["cells"] if options.latency else []
+        names = [kind.name for kind in contest.kinds]
+        plots.peers(figures.medians(contest.rounds), names, cells, PLOT)
     return int("**missed**" in text)
 
 

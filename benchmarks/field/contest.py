@@ -181,10 +181,6 @@ class Contest:
     def small(self, connections: Sequence[int] = (1, 32, 256)) -> None:
         """512 bytes: µs of processor time for each request, and µs added to an exchange."""
         with self.entered(self.kinds, WARM) as entrants:
-            for n in connections:
-                for entrant in entrants:
-                    with contextlib.suppress(Failed):
-                        self.busy(entrant, "/small", n, 1)
             for _ in range(self.count):
                 for n in connections:
                     self.ask_all(
