@@ -36,6 +36,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from field import load, plots
 from field.contest import Entrant
@@ -77,7 +78,7 @@ class Growth:
         self.numbers = iter(range(1000))
 
     @contextlib.contextmanager
-    def origin(self, **options: int) -> Iterator[Origin]:
+    def origin(self, **options: Any) -> Iterator[Origin]:
         home = self.home / f"origin-{next(self.numbers)}"
         home.mkdir()
         origin = Origin(home, **options)
@@ -191,7 +192,7 @@ class Growth:
                 )
 
 
-def _many(count: int) -> dict[str, int]:
+def _many(count: int) -> dict[str, Any]:
     """An origin that is so many: ports times addresses."""
     ports = min(count, 100)
     return {"ports": ports, "addresses": -(-count // ports)}

@@ -5,8 +5,9 @@
 
 What runs for every request (field/hot.py) is run under valgrind's instruction counter, in a process
 of its own for N calls and in another for 2 N: the difference is that of N calls, without start-up
-and warm-up. `instructions.json` holds the counts by Python, as another version or another build of
-one makes other instructions; where it holds none for this Python, nothing is compared.
+and warm-up. `instructions.json` holds the counts by version of Python, with those of a yardstick
+that has nothing of ours in it: another version, or another build of one, makes other instructions,
+and is not compared with.
 
 Exit status 0: no count rose by more than the tolerance, or there was nothing to compare with;
 1: one did; 2: it could not be counted.
@@ -21,7 +22,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 from rig import report
@@ -32,16 +32,21 @@ CALLS = 1500
 TOLERANCE = 0.05
 """More than this above the committed count is a regression. Runs differ by some 0.2 %."""
 
+YARDSTICK = "yardstick"
+BUILD_TOLERANCE = 0.02
+
 Counts = dict[str, int]
 
 
 def build() -> str:
-    """The Python that counts, as far as it decides on the instructions."""
-    arguments = sysconfig.get_config_var("CONFIG_ARGS") or ""
-    how = [word for word in ("--enable-optimizations", "--with-lto") if word in arguments]
-    version = ".".join(platform.python_version_tuple()[:2])
-    name = f"{platform.python_implementation()} {version}, {platform.machine()}"
-    return " ".join([f"{name}, {platform.python_compiler()}", *how])
+    """The Python that counts; builds of one version differ all the same, see `is_same_build`."""
+    version = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{version}, {platform.python_compiler()}, {platform.machine()}"
+
+
+def is_same_build(before: Counts, now: Counts) -> bool:
+    """By what is not ours: the same code, so the same count, unless Python was built otherwise."""
+    return abs(now[YARDSTICK] / before[YARDSTICK] - 1) <= BUILD_TOLERANCE
 
 
 def parse(told: str) -> dict[str, tuple[int, int]]:
@@ -131,7 +136,11 @@ def main() -> int:
         print(f"{FILE.name} has no counts for {python}: nothing to compare with (--update)")
         return 0
     now = count()
-    rows, risen = compare(kept.get(python, {}), now)
+    before = kept.get(python, {})
+    if before and not options.update and not is_same_build(before, now):
+        print(f"{FILE.name} has counts of another build of {python}: nothing to compare with")
+        return 0
+    rows, risen = compare(before, now)
     print(f"Instructions of one call; {python}\n")
     print(report.table(["what", "before", "now", "change", "verdict"], 1, rows))
     if options.update:

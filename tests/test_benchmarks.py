@@ -152,3 +152,11 @@ def test_counts_that_rise(bench):
 def test_steps_that_fit_the_descriptors(bench, limit, steps):
     """The last step shrinks to what a process may open, and none is taken twice."""
     assert bench.growth.steps_that_fit(bench.growth.CLIENTS, limit) == steps
+
+
+def test_another_build_of_python(bench):
+    """Where code that is not ours takes more or fewer instructions, ours is not to blame."""
+    same = bench.instructions.is_same_build
+    assert same({"yardstick": 1000}, {"yardstick": 1015})
+    assert not same({"yardstick": 1000}, {"yardstick": 1050})
+    assert not same({"yardstick": 1000}, {"yardstick": 900})

@@ -93,7 +93,7 @@ def _by_connections(axis: Axes, found: Medians, names: Sequence[str]) -> None:
 
 def _within(axis: Axes, value: float) -> bool:
     low, high = axis.get_ylim()
-    return low <= value <= high
+    return bool(low <= value <= high)
 
 
 def _bars(
@@ -138,14 +138,14 @@ def _by_burst(axis: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
     lines: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
     for cell in cells:
         if cell["p50"] is not None:
-            at = (cell["n"], cell["p50"], cell["slowest"])
-            lines.setdefault((cell["kind"], cell["state"]), []).append(at)
+            point = (cell["n"], cell["p50"], cell["slowest"])
+            lines.setdefault((cell["kind"], cell["state"]), []).append(point)
     for number, ((kind, state), points) in enumerate(sorted(lines.items())):
-        bursts, middle, slowest = zip(*sorted(points), strict=True)
+        at, middle, slowest = zip(*sorted(points), strict=True)
         colour = "black" if state == "cold" else f"C{number}"
         label = "no proxy" if state == "cold" else f"{kind}, {state}"
-        axis.plot(bursts, middle, f"{'osv^D'[number % 5]}-", ms=5, color=colour, label=label)
-        axis.plot(bursts, slowest, ":", color=colour)
+        axis.plot(at, middle, f"{'osv^D'[number % 5]}-", ms=5, color=colour, label=label)
+        axis.plot(at, slowest, ":", color=colour)
     axis.set_xscale("log")
     bursts = sorted({cell["n"] for cell in cells})
     axis.set_xticks(bursts, [str(n) for n in bursts])

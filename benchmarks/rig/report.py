@@ -50,8 +50,8 @@ def versions(python: str) -> dict[str, str]:
 
 
 def command(script: str, python: str = "python3") -> str:
-    """What was called; where --json wrote to and which Python it was is nobody's business."""
-    told = re.sub(r" --(json|python)[ =]\S+", "", " " + shlex.join(sys.argv[1:]))
+    """What was called; which files and which Python it was given is nobody's business."""
+    told = re.sub(r" --(json|latency|python)[ =]\S+", "", " " + shlex.join(sys.argv[1:]))
     return f"{python} benchmarks/{script}{told}".rstrip()
 
 
