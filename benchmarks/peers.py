@@ -14,7 +14,8 @@ b  bodies of 1 MiB on 4 connections, of 100 MiB on one, and 100 MiB in a CONNECT
    processor time of the proxy for each GiB
 c  from the start of the process, without settings, to the first 200, asked every 3 ms
 d  resident memory: empty, for each of 1,000 idle clients that made a request, and for each of
-   1,000 idle upstream connections: ours are opened warm, the peers' are left by 1,000 requests
+   1,000 idle upstream connections: ours are opened warm, the peers' are left by 1,000 requests;
+   with --quick 250
 
 All is done in rounds, in each of which every proxy is asked once, in random order; told are
 medians, and ratios of medians. `--tree PATH` enters another tree of warmproxy beside the one that
@@ -167,7 +168,15 @@ def main() -> int:
         except Failed as error:
             print(f"{NAME}: {error}", file=sys.stderr)
             return 2
-        contest = Contest(kinds, origin, home, core, rounds=options.rounds, seconds=options.seconds)
+        contest = Contest(
+            kinds,
+            origin,
+            home,
+            core,
+            rounds=options.rounds,
+            seconds=options.seconds,
+            held=250 if options.quick else 1000,
+        )
         try:
             run(contest, options)
         except KeyboardInterrupt:

@@ -26,8 +26,6 @@ STARTS_WITHIN = 30.0
 POLL = 0.003
 WARM = 50
 RATE = 200
-HELD = 1000
-"""Connections whose memory is measured."""
 LARGE = 3
 """Large bodies one after the other, unless they take longer than LONG together."""
 LONG = 6.0
@@ -100,7 +98,7 @@ class Entrant:
 
 
 class Contest:
-    """`core` is the proxies' own."""
+    """`core` is the proxies' own; `held`: connections whose memory is measured."""
 
     def __init__(
         self,
@@ -111,6 +109,7 @@ class Contest:
         *,
         rounds: int,
         seconds: int,
+        held: int,
     ) -> None:
         self.kinds = list(kinds)
         self.origin = origin
@@ -118,6 +117,7 @@ class Contest:
         self.core = core
         self.count = rounds
         self.seconds = seconds
+        self.held = held
         self.rounds: Rounds = defaultdict(dict)
         self.failures: dict[tuple[str, str], str] = {}
         self.shares: dict[str, dict[str, list[float]]] = defaultdict(dict)
@@ -245,7 +245,7 @@ class Contest:
         print("start: " + ", ".join(told), file=sys.stderr, flush=True)
 
     def memory(self) -> None:
-        """Resident size: empty, in MiB, and what each of HELD idle connections adds, in KiB."""
+        """Resident size: empty, in MiB, and what each idle connection adds, in KiB."""
         for kind in self.kinds:
             name = kind.name
             try:
@@ -267,21 +267,21 @@ class Contest:
         with load.idle_clients(entrant.address, url, 3):
             pass
         before = entrant.program.resident_kib()
-        with load.idle_clients(entrant.address, url, HELD):
+        with load.idle_clients(entrant.address, url, self.held):
             time.sleep(0.5)
             held = established(entrant.place.port)
-            if held < HELD:
-                raise Failed(f"holds {held} of {HELD} clients")
+            if held < self.held:
+                raise Failed(f"holds {held} of {self.held} clients")
             return (entrant.program.resident_kib() - before) / held
 
     def per_used_upstream(self, entrant: Entrant) -> float:
         """A proxy that dials when asked: what so many requests at a time leave behind."""
         before = entrant.program.resident_kib()
-        load.together(entrant.address, entrant.url + "/slow", HELD)
+        load.together(entrant.address, entrant.url + "/slow", self.held)
         time.sleep(1.5)
         held = established(self.origin.port)
-        if held < HELD:
-            raise Failed(f"holds {held} of {HELD} connections")
+        if held < self.held:
+            raise Failed(f"holds {held} of {self.held} connections")
         return (entrant.program.resident_kib() - before) / held
 
     def per_warm_upstream(self, kind: Kind) -> None:
@@ -290,8 +290,8 @@ class Contest:
         if self.origin.tls_port:
             ways.append(("TLS upstream", f"https://127.0.0.1:{self.origin.tls_port}", "tls"))
         for measure, url, word in ways:
-            sizes = [self.resident_with(kind, url, word, n) for n in (1, HELD)]
-            self.note(measure, kind.name, (sizes[1] - sizes[0]) / (HELD - 1))
+            sizes = [self.resident_with(kind, url, word, n) for n in (1, self.held)]
+            self.note(measure, kind.name, (sizes[1] - sizes[0]) / (self.held - 1))
 
     def resident_with(self, kind: Kind, url: str, word: str, count: int) -> int:
         """KiB, with so many idle connections."""
