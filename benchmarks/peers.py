@@ -168,16 +168,16 @@ def main() -> int:
         except Failed as error:
             print(f"{NAME}: {error}", file=sys.stderr)
             return 2
-        contest = Contest(
-            kinds,
-            origin,
-            home,
-            core,
-            rounds=options.rounds,
-            seconds=options.seconds,
-            held=250 if options.quick else 1000,
-        )
         try:
+            contest = Contest(
+                kinds,
+                origin,
+                home,
+                core,
+                rounds=options.rounds,
+                seconds=options.seconds,
+                held=250 if options.quick else 1000,
+            )
             run(contest, options)
         except KeyboardInterrupt:
             return 130

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rig import link
+
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 """Seconds; what the kernel tells of processor time is a multiple of it."""
 
@@ -72,6 +74,7 @@ class Program:
                 cwd=folder,
                 env={**_clean_environment(), **(environment or {})},
                 start_new_session=True,
+                preexec_fn=_die_with_us,
             )
 
     @property
@@ -112,6 +115,10 @@ class Program:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(pid, signal.SIGKILL)
                 time.sleep(0.01)
+
+
+def _die_with_us() -> None:
+    link.libc.prctl(link.PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _session(leader: int) -> list[tuple[int, int]]:
