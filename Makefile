@@ -4,9 +4,11 @@
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' warmproxy/__init__.py)
 BIN := .venv/bin
+BENCH := peers
 LOCKS := requirements.lock requirements-dev.lock
 
 # ARGS goes to warmproxy, to pytest or to the benchmark: make run ARGS='--warm https://api.example.com=4'
+# BENCH chooses another benchmark: make bench BENCH=growth ARGS=--quick
 run:
 	./run $(ARGS)
 
@@ -32,7 +34,7 @@ lint:
 
 bench:
 	./run setup
-	$(BIN)/python benchmarks/first_request.py $(ARGS)
+	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
 # Keeps the versions that are locked where pyproject.toml still allows them; `make lock
 # UPGRADE=--upgrade` takes the newest. uv lives in a place of its own: nothing else needs it.

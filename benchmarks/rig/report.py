@@ -50,8 +50,8 @@ def versions(python: str) -> dict[str, str]:
 
 
 def command(script: str, python: str = "python3") -> str:
-    """What was called; where --json wrote to and which Python it was is nobody's business."""
-    told = re.sub(r" --(json|python)[ =]\S+", "", " " + shlex.join(sys.argv[1:]))
+    """What was called; which files and which Python it was given is nobody's business."""
+    told = re.sub(r" --(json|latency|python)[ =]\S+", "", " " + shlex.join(sys.argv[1:]))
     return f"{python} benchmarks/{script}{told}".rstrip()
 
 
@@ -60,6 +60,13 @@ def table(heads: Sequence[str], words: int, rows: Iterable[Sequence[object]]) ->
     numbers = len(heads) - words - 1
     rule = "|" + "---|" * words + "--:|" * numbers + "---|"
     lines = ["| " + " | ".join(heads) + " |", rule]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def numbers(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of a name and nothing but numbers."""
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     return "\n".join(lines)
 
