@@ -1,5 +1,6 @@
 """TLS profile -> SSLContext, by urllib3's defaults. The door for `create_urllib3_context`."""
 
+import os
 import ssl
 import time
 from typing import Any
@@ -64,13 +65,40 @@ class Context:
 
 
 class Contexts:
-    """One Context per profile, made at the start so that a wrong file is told then."""
+    """One Context per profile, made at the start so that a wrong file is told then.
 
-    def __init__(self, profiles: list[TlsProfile]) -> None:
-        self._by_name = {profile.name: Context(profile) for profile in profiles}
+    `before`: those of the settings so far; a profile whose files are as they were keeps its own.
+    `renewed` are the names of those whose files are not. Raises StartError.
+    """
+
+    def __init__(self, profiles: list[TlsProfile], before: "Contexts | None" = None) -> None:
+        self._files = {profile.name: _files(profile) for profile in profiles}
+        known = {} if before is None else before._files
+        same = {name for name, files in self._files.items() if known.get(name) == files}
+        self._by_name = {
+            profile.name: before[profile.name]
+            if before and profile.name in same
+            else Context(profile)
+            for profile in profiles
+        }
+        self.renewed = (self._files.keys() & known.keys()) - same
 
     def __getitem__(self, name: str | None) -> Context:
         return self._by_name[name or ""]
+
+
+def _files(profile: TlsProfile) -> tuple[tuple[object, ...], ...]:
+    """What tells whether a profile's files are still those that were read."""
+    system = ssl.get_default_verify_paths()
+    trusted = (profile.ca_file,) if profile.ca_file else (system.cafile, system.capath)
+    found = []
+    for path in filter(None, (*trusted, profile.crl_file, profile.client_cert, profile.client_key)):
+        try:
+            now = os.stat(path)
+        except OSError:
+            continue  # make_context says what is wrong with it
+        found.append((path, now.st_ino, now.st_size, now.st_mtime_ns))
+    return tuple(found)
 
 
 def make_context(profile: TlsProfile) -> ssl.SSLContext:

@@ -27,7 +27,7 @@ carries the actions out in order and keeps `wants_data` in mind when it reads.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum, auto
 
 from warmproxy.errors import (
@@ -121,6 +121,13 @@ class Terms:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "answers", Answers(self.pseudonym))
+
+    def become(self, other: "Terms") -> None:
+        """After a reload: hold what another says, for the connections that have this one too.
+        What was found out about origins stays."""
+        for each in fields(self):
+            if each.name != "http_10":
+                object.__setattr__(self, each.name, getattr(other, each.name))
 
 
 _NO_BODY = NoBody()
@@ -288,10 +295,11 @@ class Exchange:
         self.state = _CLOSED
         return self._take()
 
-    def drain(self) -> list[Action]:
-        """The daemon stops: the exchange in flight, if any, is this connection's last."""
+    def drain(self, *, patient: bool = False) -> list[Action]:
+        """The daemon stops: the exchange in flight is this connection's last, or, with
+        `patient`, the next one where none is."""
         self._draining = True
-        if self.state is _IDLE and not self._input.pending:
+        if not patient and self.state is _IDLE and not self._input.pending:
             self._close(Close.FLUSH)
         return self._take()
 
