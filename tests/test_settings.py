@@ -39,7 +39,7 @@ def problems(
     return caught.value.problems
 
 
-DEFAULT = Settings(state_file="")
+DEFAULT = Settings(state_file="", control="")
 """Where the environment names no home."""
 
 

@@ -64,7 +64,9 @@ class Reloads:
             log.event("reloaded", changed=changed, needs_restart=fixed or None, seconds=seconds)
 
     def _failed(self, problems: list[str]) -> None:
-        advice = "what held before goes on; mend it, try it with `warmproxy check`, and reload again"
+        advice = (
+            "what held before goes on; mend it, try it with `warmproxy check`, and reload again"
+        )
         log.event("reload_failed", level="error", problems=problems, advice=advice)
 
     def _done(self, task: asyncio.Task[None]) -> None:
