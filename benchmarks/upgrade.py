@@ -46,6 +46,7 @@ state_file = ""
 log_format = "json"
 [defaults]
 dial_budget = 2000
+max_connections = 400
 [[upstream]]
 url = "http://127.0.0.1:{plain}"
 warm = {warm}
