@@ -37,6 +37,7 @@ from warmproxy.sample import sample
 from warmproxy.settings import Settings
 from warmproxy.state import StateFile
 from warmproxy.systemd import Notifier
+from warmproxy.upgrade import Upgrade
 from warmproxy.warming import Warming
 from warmproxy.wiring import Inherited, Prepared, Rules
 
@@ -92,6 +93,7 @@ class Service:
         """Nothing is held warm any more."""
         self._cut = 0
         """Connections that the end of the grace time cut."""
+        self._upgrade = Upgrade()
         self._clocks = read_clocks()
 
     async def serve(self, *, takeover: bool = False) -> None:
@@ -103,6 +105,7 @@ class Service:
         taken = await self._take_over() if takeover else None
         self._build(taken)
         loop.add_signal_handler(signal.SIGHUP, self._reloads.ask)
+        loop.add_signal_handler(signal.SIGUSR2, self._upgrade.begin)
         self._warming.tick(time.time())
         if taken is None:
             await self._open()
@@ -308,10 +311,12 @@ class Service:
 
     def _look_if_settled(self) -> None:
         """Say once that the pools are warm, or which are not when the time for it is over."""
+        if self._settled.is_set():
+            return
         pools = awaited(self._registry, self._registry.configured)
         said = self._readiness.look(pools, self._loop.time())
         if not all(ready for _, ready, _ in said):
-            self._settling = self._loop.call_later(READY_SECONDS, self._look_if_settled)
+            self._loop.call_later(READY_SECONDS, self._look_if_settled)
             return
         self._settled.set()
         self._notifier.ready()
@@ -338,6 +343,8 @@ class Service:
         self._clocks = clocks
         self._state.look(self._registry, self._loop)
         self._tell_systemd(now)
+        if self._successor is None:
+            self._upgrade.look()
         self._sweep_at(now + min(SWEEP_SECONDS, self._notifier.watchdog_seconds / 3))
 
     def _tell_systemd(self, now: float) -> None:

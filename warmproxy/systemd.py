@@ -15,13 +15,14 @@ FIRST_PASSED = 3
 
 
 class Notifier:
-    """Tells systemd how the service fares. `environ` loses what was meant for this process alone.
+    """Tells systemd how the service fares. `environ` loses what is meant for this process alone:
+    the one that takes over from it is to find the rest.
 
     What cannot be delivered is nobody's harm: systemd acts on what it hears.
     """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
-        self._path = environ.pop("NOTIFY_SOCKET", "")
+        self._path = environ.get("NOTIFY_SOCKET", "")
         if self._path.startswith("@"):  # of the abstract namespace
             self._path = "\0" + self._path[1:]
         self.watchdog_seconds = _watchdog(environ)
@@ -44,7 +45,8 @@ class Notifier:
         self._path = ""
 
     def alive(self) -> None:
-        self._say("WATCHDOG=1")
+        if self.watchdog_seconds < inf:
+            self._say("WATCHDOG=1")
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`; said when it changes."""
@@ -60,7 +62,7 @@ class Notifier:
 
 
 def _watchdog(environ: MutableMapping[str, str]) -> float:
-    microseconds = environ.pop("WATCHDOG_USEC", "")
+    microseconds = environ.get("WATCHDOG_USEC", "")
     pid = environ.pop("WATCHDOG_PID", "") or str(os.getpid())
     is_watched = microseconds.isdecimal() and pid == str(os.getpid())
     return int(microseconds) / 1e6 if is_watched else inf

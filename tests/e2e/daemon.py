@@ -26,6 +26,7 @@ def warmproxy_environ(**extra: str) -> dict[str, str]:
     assert spec.origin is not None
     root = str(Path(spec.origin).parents[1])
     ours = {"PYTHONPATH": root, "PYTHONUNBUFFERED": "1", "WARMPROXY_STATE_FILE": ""}
+    ours["XDG_RUNTIME_DIR"] = ""  # no control sockets there either
     return clean_environ(**(ours | extra))
 
 
