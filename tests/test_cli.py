@@ -260,7 +260,8 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
 
     yield serve
     signal.signal(signal.SIGTERM, before)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def test_run_hands_the_settings_to_the_service(serve: Callable[..., int]) -> None:

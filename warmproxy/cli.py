@@ -99,7 +99,8 @@ def _command(argv: Sequence[str]) -> int:
 def _run(args: argparse.Namespace) -> int:
     # A stop that comes before the service has its own handlers is a stop all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in (signal.SIGHUP, signal.SIGUSR2):  # meant for a service that is there
+        signal.signal(number, signal.SIG_IGN)
 
     def read() -> Settings:
         return _load(args, _missing).settings

@@ -47,7 +47,7 @@ class Reloads:
             try:
                 await self._once()
             finally:
-                self._notifier.ready()
+                self._notifier.reloaded()
 
     async def _once(self) -> None:
         self.is_good, began = False, time.monotonic()

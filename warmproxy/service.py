@@ -15,12 +15,13 @@ from functools import partial
 
 import uvloop
 
-from warmproxy import __version__, log, systemd, wiring
+from warmproxy import log, systemd, wiring
 from warmproxy.admin.pages import Readiness, View, awaited, respond, submit
 from warmproxy.admin.server import AdminConnection
 from warmproxy.control import Control, Offer, Taken, take
 from warmproxy.crowd import Crowd
 from warmproxy.errors import StartError
+from warmproxy.hello import say_hello, warn_of_unverified
 from warmproxy.metrics import Exposition, Sample
 from warmproxy.net.changes import NetworkChanges, read_clocks, slept
 from warmproxy.net.client import Clients
@@ -197,27 +198,7 @@ class Service:
     async def _open(self) -> None:
         await self._doors.open()
         await self._admin_doors.open()
-        self._say_hello()
-
-    def _say_hello(self) -> None:
-        sockets = self._rules.sockets
-        addresses = [_address(sock) for sock in sockets.proxy.values()]
-        log.event(
-            "listening",
-            version=__version__,
-            proxy=addresses,
-            gateways=[_address(sock) for sock in sockets.gateways.values()] or None,
-            admin=next(map(_address, sockets.admin.values()), None),
-            warm=[f"{pool.origin}={pool.target_idle(0.0)}" for pool in self._registry],
-        )
-        self._warn()
-        if self._settings.log_format != "json":
-            print(banner(addresses[0]), flush=True)
-
-    def _warn(self) -> None:
-        for upstream in self._settings.upstream:
-            if not upstream.verify:
-                log.event("unverified", level="warning", origin=str(upstream.secure_origin))
+        say_hello(self._settings, self._rules.sockets, self._registry)
 
     # ── another process's listeners, and ours for another ────────────────────────────────────
 
@@ -293,7 +274,7 @@ class Service:
         self._view.configured = self._registry.configured
         await self._adopt_doors(rules, before)
         self._control.open(settings.control)
-        self._warn()
+        warn_of_unverified(settings)
         return changed, fixed
 
     async def _adopt_doors(self, rules: Rules, before: wiring.Sockets) -> None:
@@ -422,19 +403,3 @@ class Service:
                 await self._clients.none_left.wait()
         except TimeoutError:
             pass
-
-
-def banner(address: str) -> str:
-    """What a person does next: the variables, in both spellings."""
-    url = "http://" + address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
-    return (
-        f"warmproxy {__version__} listens on {url}. For the programs that are to use it:\n"
-        f"  export http_proxy={url} HTTP_PROXY={url}\n"
-        f"  export https_proxy={url} HTTPS_PROXY={url}\n"
-        "  export no_proxy=localhost,127.0.0.1,::1 NO_PROXY=localhost,127.0.0.1,::1"
-    )
-
-
-def _address(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -28,13 +28,20 @@ class Notifier:
         self.watchdog_seconds = _watchdog(environ)
         """Within these it must hear from the loop; inf where it does not watch."""
         self._status = ""
+        self._is_ready = False
 
     def ready(self) -> None:
-        """Started, or a reload is over."""
+        self._is_ready = True
         self._say("READY=1")
 
     def reloading(self) -> None:
-        self._say(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        if self._is_ready:
+            self._say(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def reloaded(self) -> None:
+        """Well or not."""
+        if self._is_ready:
+            self.ready()
 
     def stopping(self) -> None:
         self._say("STOPPING=1")

@@ -1,5 +1,7 @@
 """SIGHUP: other settings, and what becomes of what is open."""
 
+import contextlib
+import http.client
 import os
 import re
 import signal
@@ -342,6 +344,24 @@ def test_rules_hold_for_clients_that_are_connected(warmproxy, origin) -> None:
     proxy.write({"log_format": "text"})
     proxy.signal(signal.SIGHUP)
     eventually(lambda: " reloaded changed=" in proxy.log(), says=proxy.log)
+
+
+def test_a_client_that_was_admitted_is_judged_anew(warmproxy, origin) -> None:
+    """Who may use the proxy is asked again of clients that are connected, also where others'
+    requests of the same form have been judged since."""
+    web = origin()
+    proxy = warmproxy(config={"allow_clients": ["127.0.0.0/8"]}, by_file=True)
+    allowed, denied = (
+        http.client.HTTPConnection("127.0.0.1", proxy.port, 10, (source, 0))
+        for source in ("127.0.0.3", "127.0.0.2")
+    )
+    with contextlib.closing(allowed), contextlib.closing(denied):
+        for client in (denied, allowed, denied, allowed):
+            assert fetch_on(client, f"{web.url}/").status == 200
+        proxy.reload({"allow_clients": ["127.0.0.3/32"]})
+        for _ in range(2):
+            assert fetch_on(allowed, f"{web.url}/").status == 200
+        assert fetch_on(denied, f"{web.url}/").status == 403
 
 
 def test_windows_begin_and_end_with_the_settings(warmproxy, origin) -> None:

@@ -62,9 +62,7 @@ class Registry(Generic[C, W]):
         self._by_host: dict[str, list[OriginPool[C, W]]] = {}
         self._sites: dict[tuple[str, int], Site[C, W]] = {}
         self.forgotten = Tally()
-        self._own = _own(settings)
-        self._renamed: dict[Origin, Origin] = {}
-        """Origins by which requests that began before a reload know a pool: its origin now."""
+        self._own, self._secured = _own(settings), _secured(settings)
         wanted = _wanted(settings)
         for origin, wish in wanted.items():
             self._add(origin, wish, now)
@@ -75,16 +73,12 @@ class Registry(Generic[C, W]):
         where connections are to be opened in another way, what is open is replaced. `renewed`:
         names of TLS profiles whose files have other contents than before."""
         self._settings, was_configured = settings, self.configured
-        self._own = _own(settings)
+        self._own, self._secured = _own(settings), _secured(settings)
         wanted = _wanted(settings)
         self.configured = frozenset(wanted)
-        places = {(o.host, o.port): o for o in self._own if o.scheme == "https"}
         renamed, surplus = {}, []
         for pool in list(self):
-            before = origin = pool.origin
-            if origin.scheme == "https":
-                known = places.get((origin.host, origin.port))
-                origin = known or secured(origin, settings.default_profile.name)
+            before, origin = pool.origin, self._by_now(pool.origin)
             if origin is not before:
                 self._rename(pool, origin)
                 renamed[before] = origin
@@ -112,10 +106,7 @@ class Registry(Generic[C, W]):
         return len(self._pools)
 
     def find(self, origin: Origin) -> OriginPool[C, W] | None:
-        pool = self._pools.get(origin)
-        if pool is None and origin in self._renamed:
-            return self._pools.get(self._renamed[origin])
-        return pool
+        return self._pools.get(origin) or self._pools.get(self._by_now(origin))
 
     def at(self, host: str) -> list[OriginPool[C, W]]:
         """The pools of one host, whatever their ports and schemes."""
@@ -129,7 +120,7 @@ class Registry(Generic[C, W]):
         """The origin's pool, made if need be; from now on the one that was used last."""
         pool = self._pools.get(origin)
         if pool is None:
-            origin = self._renamed.get(origin, origin)
+            origin = self._by_now(origin)
             pool = self._pools.get(origin) or self._add(origin, self._unconfigured(origin), now)
         else:
             self._pools.move_to_end(origin)
@@ -192,9 +183,14 @@ class Registry(Generic[C, W]):
         before, pool.origin = pool.origin, origin
         del self._pools[before]
         self._pools[origin] = pool
-        self._renamed.pop(origin, None)
-        for known in (*(o for o, now in self._renamed.items() if now is before), before):
-            self._renamed[known] = origin
+
+    def _by_now(self, origin: Origin) -> Origin:
+        """The same place with the TLS profile that holds for it: requests that began before a
+        reload know it by another."""
+        if origin.scheme != "https":
+            return origin
+        known = self._secured.get((origin.host, origin.port))
+        return known or secured(origin, self._settings.default_profile.name)
 
     def _add(self, origin: Origin, wish: _Wanted, now: float) -> OriginPool[C, W]:
         pool: OriginPool[C, W] = OriginPool(
@@ -232,6 +228,12 @@ def _own(settings: Settings) -> dict[Origin, OriginSettings]:
         for origin in filter(None, (upstream.origin, upstream.secure_origin)):
             found[origin] = upstream
     return found
+
+
+def _secured(settings: Settings) -> dict[tuple[str, int], Origin]:
+    """Of each https upstream the origin with its TLS profile, by host and port."""
+    found = (upstream.secure_origin for upstream in settings.upstream)
+    return {(origin.host, origin.port): origin for origin in found if origin is not None}
 
 
 def _sizing(warm: Warm, settings: OriginSettings, *, reuse: bool) -> tuple[Sizing, int]:

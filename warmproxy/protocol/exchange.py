@@ -186,8 +186,8 @@ class Exchange:
         self._terms = terms
         self.client_address = client_address
         self.state = _IDLE
-        self._admitted = False
-        """This client's address may use the proxy."""
+        self._admitted: Access | None = None
+        """By what this client's address may use the proxy: a reload may bring another."""
         self._input = HeadBuffer(terms.max_head, BadRequest)
         self._response_heads: HeadBuffer | None = None
         self._ahead = b""
@@ -442,9 +442,10 @@ class Exchange:
             return False
         known, path = found
         self._request, self._judged = known.request, known.judged
-        if not self._admitted:
-            self._terms.access.check_client(self.client_address)
-            self._admitted = True
+        access = self._terms.access
+        if self._admitted is not access:
+            access.check_client(self.client_address)
+            self._admitted = access
         self._route = known.route
         if self._pinned_to is not None and self._pinned_to is not known.route.origin:
             self._pinned_to = None
@@ -459,7 +460,7 @@ class Exchange:
         route = self._route_to(head)
         judged = judge_request(head)
         terms.access.check_client(self.client_address)
-        self._admitted = True
+        self._admitted = terms.access
         self._judged = judged
         self._body = judged.body
         terms.access.check_credentials(judged.proxy_authorization)
