@@ -214,9 +214,11 @@ class Service:
         if taken is None:
             log.event("takeover_nobody", path=path)
             return None
+        sockets, passed = taken.offer.sockets, taken.offer.passed
         self._inherited = wiring.Inherited(
-            {Address(*place): sock for place, sock in taken.offer.sockets.items()},
-            **taken.offer.passed,
+            {Address(*place): sock for place, sock in sockets.items()},
+            passed.get("listen", ()),
+            passed.get("admin"),
         )
         return taken
 
@@ -323,7 +325,8 @@ class Service:
             log.event("suspended", seconds=round(asleep), suspect=self._distrust())
         self._clocks = clocks
         self._state.look(self._registry, self._loop)
-        self._tell_systemd(now)
+        if self._notifier.is_heard:
+            self._tell_systemd(now)
         if self._successor is None:
             self._upgrade.look()
         self._sweep_at(now + min(SWEEP_SECONDS, self._notifier.watchdog_seconds / 3))

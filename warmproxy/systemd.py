@@ -30,6 +30,11 @@ class Notifier:
         self._status = ""
         self._is_ready = False
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether there is somebody to tell."""
+        return bool(self._path)
+
     def ready(self) -> None:
         self._is_ready = True
         self._say("READY=1")
