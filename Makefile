@@ -1,5 +1,5 @@
 # Every target that needs .venv sets it up by ./run, which needs neither make nor uv.
-.PHONY: run test coverage lint bench lock image container-check clean
+.PHONY: run test coverage lint bench lock image container-check systemd-check clean
 .DEFAULT_GOAL := test
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' warmproxy/__init__.py)
@@ -50,6 +50,12 @@ lock:
 
 image:
 	docker build --build-arg VERSION=$(VERSION) -t warmproxy:$(VERSION) .
+
+# systemd as the first process of a container; ENGINE=docker needs the OPTIONS that the script names
+ENGINE ?= podman
+systemd-check:
+	$(ENGINE) build -f .ci/systemd/Dockerfile -t warmproxy-systemd .
+	ENGINE="$(ENGINE)" .ci/systemd-check warmproxy-systemd
 
 container-check: image
 	.ci/container-check warmproxy:$(VERSION)

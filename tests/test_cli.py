@@ -254,12 +254,14 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
 
     def serve(service: Callable[[Settings], None], *args: str) -> int:
         module = type(sys)("warmproxy.service")
-        module.run = service  # type: ignore[attr-defined]
+        module.run = lambda settings, read, *, takeover: service(settings)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "warmproxy.service", module)
         return main(["run", *args])
 
     yield serve
     signal.signal(signal.SIGTERM, before)
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def test_run_hands_the_settings_to_the_service(serve: Callable[..., int]) -> None:

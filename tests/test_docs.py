@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from warmproxy import cli, log, service, state, warming
+from warmproxy import cli, control, crowd, hello, log, reload, service, state, upgrade, warming
 from warmproxy.admin import pages
 from warmproxy.loading import load
 from warmproxy.observe import CloseReason, Outcome
@@ -50,7 +50,8 @@ def test_each_admin_page_is_mentioned() -> None:
 
 
 def test_each_event_is_described() -> None:
-    source = "".join(map(inspect.getsource, (log, service, state, warming)))
+    modules = (control, crowd, hello, log, reload, service, state, upgrade, warming)
+    source = "".join(map(inspect.getsource, modules))
     events = set(re.findall(r'(?:\bevent|_limited)\(\s*"(\w+)"', source))
     assert len(events) >= 10
     assert {event for event in events if f"\n| `{event}` |" not in OPERATIONS} == set()
@@ -74,7 +75,7 @@ def test_the_examples_of_settings_are_valid() -> None:
 
 
 def test_the_lines_to_export_are_those_that_the_daemon_prints() -> None:
-    for line in service.banner("127.0.0.1:3128").splitlines()[1:]:
+    for line in hello.banner("127.0.0.1:3128").splitlines()[1:]:
         assert f"\n{line.strip()}\n" in README
 
 

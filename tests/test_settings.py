@@ -39,7 +39,7 @@ def problems(
     return caught.value.problems
 
 
-DEFAULT = Settings(state_file="")
+DEFAULT = Settings(state_file="", control="")
 """Where the environment names no home."""
 
 
@@ -122,6 +122,38 @@ def test_auto_is_where_the_system_keeps_state(environ: Mapping[str, str], path: 
     assert loaded('state_file = "auto"', environ).settings.state_file == path
     assert loaded('state_file = "/else"', environ).settings.state_file == "/else"
     assert loaded('state_file = ""', environ).settings.state_file == ""
+
+
+@pytest.mark.parametrize(
+    ("environ", "path"),
+    [
+        ({"XDG_RUNTIME_DIR": "/run/me"}, "/run/me/warmproxy/control-127.0.0.1-3128"),
+        ({"XDG_RUNTIME_DIR": "run"}, ""),
+        (
+            {"XDG_RUNTIME_DIR": "/me", "RUNTIME_DIRECTORY": "/run/w:/b"},
+            "/run/w/control-127.0.0.1-3128",
+        ),
+        ({"XDG_RUNTIME_DIR": "/me", "WARMPROXY_LISTEN": "[::1]:5"}, "/me/warmproxy/control-::1-5"),
+        ({"XDG_RUNTIME_DIR": "/me", "WARMPROXY_LISTEN": "127.0.0.1:0"}, ""),
+        ({"XDG_RUNTIME_DIR": "/me", "WARMPROXY_CONTROL": "/else"}, "/else"),
+        ({}, ""),
+    ],
+)
+def test_the_control_socket_is_where_the_system_keeps_such(
+    environ: Mapping[str, str], path: str
+) -> None:
+    """systemd's folder before XDG's, one name for each address; nowhere without them, and where
+    nobody knows the port before."""
+    assert loaded(None, environ).settings.control == path
+
+
+def test_a_reload_keeps_what_only_a_restart_changes() -> None:
+    """And names it, beside what changed."""
+    before = Settings(state_file="a", grace=1.0)
+    holds, changed, fixed = Settings(state_file="b", grace=2.0, max_tunnels=3).after(before)
+    assert (holds.state_file, holds.grace, holds.max_tunnels) == ("a", 2.0, 3)
+    assert (changed, fixed) == (["max_tunnels", "grace"], ["state_file"])
+    assert before.after(before) == (before, [], [])
 
 
 @pytest.mark.parametrize(

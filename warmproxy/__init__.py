@@ -7,7 +7,12 @@ Floors. A module imports only from floors below its own, or from earlier modules
     cli, tools     arguments -> Settings -> service; programs beside the daemon
     clients        adapters for other programs' HTTP libraries; imports nothing of the daemon
     4  service     listens, sweeps, drains; wiring makes the parts that it puts together
+       reload      SIGHUP: other settings for the parts; upgrade: SIGUSR2, the next process
+       crowd       pauses accepting before descriptors run out
+       sample      what one scrape shows; hello: what is said when the doors are open
        state       learned idle limits -> a file, over a restart
+       control     listeners and what was learned -> the process that takes over
+       systemd     sd_notify, passed sockets, watchdog
        warming     holds more for a while: windows of the settings, POST /warm
        admin       /metrics /healthz /readyz /pools /warm
        metrics     a sample -> Prometheus
@@ -43,6 +48,16 @@ the loop, says why (end, reset, TLS alert, bytes that nobody asked for) and clos
 the pool notes the age, which teaches the upstream's idle limit -> `plan` computes what is missing
 -> the housekeeper dials, within the dial budget -> the new connection goes to a waiter or its
 shelf. Where the limit is known the successor is dialled before the old one goes.
+
+One reload. SIGHUP -> settings and the files that they name are read, in a thread -> `wiring` makes
+all that follows from them (Rules), and new listeners; until here anything wrong changes nothing ->
+in one turn of the loop each part adopts its share: pools stay, and where connections are opened in
+another way from now on (a TLS profile, a certificate, source_address) a pool is *renewed*: what is
+idle is replaced before it goes, what is active is not given back, a dial under way is not used.
+
+One takeover. The new process asks the old one's control socket -> it gets the very listening
+sockets, and dials -> all is warm: it accepts, and says so -> the old one stops accepting, answers
+whoever is connected once more, and leaves.
 """
 
 __version__ = "0.1.0"

@@ -102,10 +102,16 @@ def _command(argv: Sequence[str]) -> int:
 def _run(args: argparse.Namespace) -> int:
     # A stop that comes before the service has its own handlers is a stop all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    settings = _load(args, _missing).settings
+    for number in (signal.SIGHUP, signal.SIGUSR2):  # meant for a service that is there
+        signal.signal(number, signal.SIG_IGN)
+
+    def read() -> Settings:
+        return _load(args, _missing).settings
+
+    settings = read()
     from warmproxy.service import run
 
-    run(settings)
+    run(settings, read, takeover=args.takeover)
     return 0
 
 
@@ -395,6 +401,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     }
     for name in ("run", "check"):
         _add_settings(by_name[name])
+    by_name["run"].add_argument(
+        "--takeover",
+        action="store_true",
+        help="take the listeners over from the proxy that runs, once all is warm here",
+    )
     for name in ("status", "healthcheck", "warm"):
         add = by_name[name].add_argument
         add("--admin", metavar="HOST:PORT", help="where the proxy's admin listener is")

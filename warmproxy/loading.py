@@ -109,6 +109,8 @@ class _Loader:
         self.elements: dict[str, list[_Place]] = {}
         """key of a list in the file -> where each of its elements is"""
         self.auto_state_file = ""
+        self.auto_control = ""
+        """the folder that it is in"""
 
     def problem(self, place: _Place, what: str) -> None:
         line = f"{place.prefix}: {what}" if place.prefix else what
@@ -211,6 +213,7 @@ class _Loader:
 
     def read_environment(self, environ: Mapping[str, str]) -> None:
         self.auto_state_file = _state_file(environ)
+        self.auto_control = _runtime_folder(environ)
         for variable in sorted(environ):
             if not variable.startswith(SETTINGS_ENV_PREFIX) or variable in _NOT_SETTINGS:
                 continue
@@ -518,6 +521,8 @@ class _Loader:
         top = table((), [name for name in TOP if name not in NESTED])
         if top["state_file"] == "auto":
             top["state_file"] = self.auto_state_file
+        if top["control"] == "auto":
+            top["control"] = _control(self.auto_control, top["listen"][0])
         defaults = OriginSettings(**table(("defaults",), DEFAULTS))
         order = list(dict.fromkeys(["url", "warm", *UPSTREAM]))  # as people write them
         order.remove("warm_at")
@@ -625,6 +630,20 @@ def _state_file(environ: Mapping[str, str]) -> str:
     if not state.startswith("/"):  # relative ones are to be ignored
         state = f"{home}/.local/state" if home else ""
     return f"{state}/warmproxy/limits.json" if state else ""
+
+
+def _runtime_folder(environ: Mapping[str, str]) -> str:
+    """Where `control` auto is: the folder that systemd made (RuntimeDirectory=), else by the XDG
+    Base Directory Specification, which knows no other place; "" where there is neither."""
+    first, _, _ = environ.get("RUNTIME_DIRECTORY", "").partition(":")
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    return first or (f"{runtime}/warmproxy" if runtime.startswith("/") else "")
+
+
+def _control(folder: str, listen: str) -> str:
+    """One name for each daemon of the same user: no two have the same address."""
+    host, port = parse_address(listen)
+    return f"{folder}/control-{host}-{port}" if folder and port else ""
 
 
 def _key(*path: str | int) -> str:

@@ -62,7 +62,7 @@ class LogObserver(Observer):
     def __init__(
         self, *, access_log: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._access_log = access_log
+        self.access_log = access_log
         self._clock = clock
         self._last: dict[tuple[str, Origin], tuple[float, int]] = {}
         """(event, origin) -> when it was last written, how many were left out since"""
@@ -121,7 +121,7 @@ class LogObserver(Observer):
         seconds: float,
         error: WarmproxyError | None,
     ) -> None:
-        if self._access_log:
+        if self.access_log:
             event(
                 "answered",
                 client=client,

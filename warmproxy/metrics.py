@@ -143,6 +143,16 @@ def _gauges(sample: Sample) -> Iterator[Metric]:
         "How late the last once-a-second timer of the event loop fired",
         value=sample.loop_lag,
     )
+    yield GaugeMetricFamily(
+        "warmproxy_config_last_reload_successful",
+        "Whether the settings that were read last, at start or by SIGHUP, hold",
+        value=sample.reload_is_good,
+    )
+    yield GaugeMetricFamily(
+        "warmproxy_config_last_reload_success_timestamp_seconds",
+        "When those that hold were read, in seconds since the epoch",
+        value=sample.reload_good_at,
+    )
     build = GaugeMetricFamily("warmproxy_build_info", "Always 1", labels=("version",))
     build.add_metric((__version__,), 1)
     yield build

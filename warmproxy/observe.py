@@ -30,6 +30,8 @@ class CloseReason(StrEnum):
     """A sibling to the same address failed, or the machine's network changed."""
     HARMFUL = "harmful"
     """Idle connections do the upstream harm."""
+    OUTDATED = "outdated"
+    """A reload changed how connections to the origin are opened."""
     SECURED = "secured"
     """A raw connection on which TLS was begun."""
     SHUTDOWN = "shutdown"

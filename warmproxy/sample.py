@@ -45,10 +45,20 @@ class Sample:
     clients: int
     tunnels: int
     loop_lag: float
+    reload_is_good: bool = True
+    reload_good_at: float = 0.0
+    """Seconds since the epoch."""
 
 
 def take(
-    registry: Registry[Any, Any], now: float, *, clients: int, tunnels: int, loop_lag: float
+    registry: Registry[Any, Any],
+    now: float,
+    *,
+    clients: int,
+    tunnels: int,
+    loop_lag: float,
+    reload_is_good: bool,
+    reload_good_at: float,
 ) -> Sample:
     """The sums over time are brought up to `now`."""
     gauges: dict[str, Gauges] = {"other": Gauges()}
@@ -74,4 +84,6 @@ def take(
         clients,
         tunnels,
         loop_lag,
+        reload_is_good,
+        reload_good_at,
     )

@@ -2,92 +2,115 @@
 
 import asyncio
 import gc
+import os
 import random
+import secrets
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import uvloop
 
-from warmproxy import __version__, log, sample, wiring
+from warmproxy import log, sample, systemd, wiring
 from warmproxy.admin.pages import Readiness, View, awaited, respond, submit
-from warmproxy.admin.server import AdminConnection, AdminHosts
+from warmproxy.admin.server import AdminConnection
+from warmproxy.control import Control, Offer, Taken, take
+from warmproxy.crowd import Crowd
+from warmproxy.errors import StartError
+from warmproxy.hello import say_hello, warn_of_unverified
 from warmproxy.net.changes import NetworkChanges, read_clocks, slept
 from warmproxy.net.client import Clients
 from warmproxy.net.dialer import Dialer
 from warmproxy.net.housekeeper import Housekeeper, Waiter
-from warmproxy.net.listener import Doors, Factory
+from warmproxy.net.listener import Address, Doors, Factory
 from warmproxy.net.prime import Primer
 from warmproxy.net.resolver import Resolver
 from warmproxy.net.splice import PIPES
-from warmproxy.net.tls import Contexts
 from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.pool.registry import Registry
+from warmproxy.protocol.exchange import Terms
+from warmproxy.reload import Reloads
 from warmproxy.settings import Settings
 from warmproxy.state import StateFile
+from warmproxy.systemd import Notifier
+from warmproxy.upgrade import Upgrade
 from warmproxy.warming import Warming
+from warmproxy.wiring import Inherited, Prepared, Rules
 
 SWEEP_SECONDS = 1.0
 """Between two looks for what no event tells: timeouts, clients that hung up while paused."""
+
+READY_SECONDS = 0.05
+"""Between two looks whether all is warm, at the start."""
 
 DESCRIPTORS_APART = 64
 """For what is neither client nor upstream: listeners, admin, log, look-ups, the loop's own."""
 
 
-def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises StartError where it cannot start."""
+def run(settings: Settings, read: Callable[[], Settings], *, takeover: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT, or until another process takes over. `read` gives the
+    settings anew at each SIGHUP; with `takeover` the listeners are those of the process that
+    runs. Raises StartError where it cannot start."""
+    notifier = Notifier(os.environ)
+    inherited = wiring.inherited(settings, systemd.passed_sockets(os.environ))
     log.setup(settings.log_format, sys.stderr)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(Service(settings).serve())
+        service = Service(settings, read, notifier, inherited)
+        runner.run(service.serve(takeover=takeover))
 
 
 class Service:
     """One run of the daemon. `serve` is its whole life."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        read: Callable[[], Settings],
+        notifier: Notifier,
+        inherited: Inherited,
+    ) -> None:
         self._settings = settings
+        self._read = read
+        self._notifier = notifier
+        self._inherited = inherited
         self._loop_lag = 0.0
         self._date = (0, b"")
+        self._pseudonym = b"warmproxy-" + secrets.token_hex(4).encode()
         self._admins: set[AdminConnection] = set()
+        self._terms: dict[Address, Terms] = {}
+        """What holds for those who came in at each address, now or in the past: shared by their
+        connections, and changed in place."""
         self._stopping = asyncio.Event()
-        self._announced = False
-        self._is_crowded = False
-        """accept_paused was said, accept_resumed was not yet."""
-        self._paused_at = 0.0
-        self._shed_all = 0
+        self._settled = asyncio.Event()
+        """All is warm, the time for it is over, or it is to stop."""
+        self._successor: int | None = None
+        """The process that took over."""
+        self._is_retired = False
+        """Nothing is held warm any more."""
         self._cut = 0
         """Connections that the end of the grace time cut."""
-        self._shed = 0
-        """Idle connections that were closed since descriptors ran out."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._upgrade = Upgrade()
         self._clocks = read_clocks()
 
-    async def serve(self) -> None:
+    async def serve(self, *, takeover: bool = False) -> None:
         """Build, listen, and stay until a signal comes; then drain."""
         self._loop = loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        sockets = wiring.bind(self._settings)
-        self._build(sockets)
-        await self._doors.open()
-        if sockets.admin is not None:
-            hosts = AdminHosts(self._settings.admin_hosts, self._settings.admin)
-            factory = partial(
-                AdminConnection,
-                partial(respond, self._view),
-                partial(submit, self._view),
-                wiring.own_access(self._settings),
-                hosts,
-                self._http_date,
-                self._admins,
-            )
-            self._admin_server = await loop.create_server(factory, sock=sockets.admin)
+        self._reloads = Reloads(self._reread, self._adopt, self._notifier)
+        taken = await self._take_over() if takeover else None
+        self._build(taken)
+        loop.add_signal_handler(signal.SIGHUP, self._reloads.ask)
+        loop.add_signal_handler(signal.SIGUSR2, self._upgrade.begin)
         self._warming.tick(time.time())
-        self._say_hello(sockets)
+        if taken is None:
+            await self._open()
         self._housekeeper.start()
+        self._look_if_settled()
         self._sweep_at(loop.time() + SWEEP_SECONDS)
         # Full collections while connections are opened stalled the loop for 80 ms with 18,000 of
         # them, and found nothing: what a connection leaves is freed by reference counts. Cycles
@@ -99,53 +122,49 @@ class Service:
         except OSError:
             changes = None  # not Linux, or not allowed to us
         try:
+            if taken is not None:
+                await self._relieve(taken)
+            if not self._stopping.is_set():
+                self._control.open(self._settings.control)
             await self._stopping.wait()
             await self._drain()
         finally:
+            self._control.close()
             self._sweeping.cancel()
             if changes is not None:
                 changes.close()
 
     # ── building, and opening the doors ──────────────────────────────────────────────────────
 
-    def _build(self, sockets: wiring.Sockets) -> None:
-        settings, loop = self._settings, self._loop
-        observer = log.LogObserver(access_log=settings.access_log)
-        self._state = StateFile(settings.state_file)
+    def _build(self, taken: Taken | None) -> None:
+        loop = self._loop
+        self._settings = settings = self._inherited.over(self._settings)
+        sockets = wiring.bind(settings, self._inherited.sockets)
+        for sock in self._inherited.sockets.values():
+            if sock not in sockets.every.values():
+                sock.close()
+        prepared = wiring.prepare(settings)
+        self._rules = rules = wiring.rules(prepared, sockets, self._pseudonym, self._http_date)
+        self._observer = observer = log.LogObserver(access_log=settings.access_log)
+        self._state = StateFile(settings.state_file, taken.offer.limits if taken else {})
         self._registry = registry = Registry[UpstreamConnection, Waiter](
             settings, observer, random.random, loop.time(), self._state.recall
         )
-        where = wiring.destinations(settings, registry.configured, sockets)
         self._resolver = Resolver(loop, settings.dns_refresh, random.random)
-        contexts = Contexts(wiring.profiles(settings))
-        for origin in registry.configured:
-            if origin.tls is not None:
-                contexts[origin.tls]  # made now: the loop would wait 70 ms for it
-        dialer = Dialer(loop, self._resolver, where, contexts)
-        self._housekeeper = Housekeeper(settings, registry, dialer, observer, loop)
+        self._dialer = Dialer(loop, self._resolver, rules.destinations, rules.contexts)
+        self._housekeeper = Housekeeper(settings, registry, self._dialer, observer, loop)
         self._resolver.is_wanted = self._housekeeper.places.wanted
         self._resolver.on_answer = self._housekeeper.places.located
-        self._primer = Primer(
-            wiring.primes(settings), self._housekeeper, observer, loop, settings.max_head
-        )
-        self._descriptors = wiring.raise_descriptor_limit() - DESCRIPTORS_APART
+        self._primer = Primer(rules.primes, self._housekeeper, observer, loop, settings.max_head)
         self._clients = Clients(
             housekeeper=self._housekeeper,
             observer=observer,
             loop=loop,
             settings=settings,
-            when_changed=self._look_at_descriptors,
+            when_changed=lambda: self._crowd.look(),
         )
-        terms = wiring.proxy_terms(settings, where, self._http_date)
-        self._warming = Warming(settings, terms, self._housekeeper, loop.time)
-        connect = self._clients.connect
-        doors: list[tuple[socket.socket, Factory]] = [
-            (sock, partial(connect, terms)) for sock in sockets.proxy
-        ]
-        gateways = wiring.gateway_terms(settings, terms)
-        for sock, its_terms in zip(sockets.gateways, gateways, strict=True):
-            doors.append((sock, partial(connect, its_terms)))
-        self._doors = Doors(doors)
+        self._warming = Warming(settings, rules.proxy, self._housekeeper, loop.time)
+        self._doors = Doors(self._entrances(rules))
         self._readiness = Readiness(deadline=loop.time() + settings.ready_timeout)
         self._view = View(
             now=loop.time,
@@ -155,24 +174,141 @@ class Service:
             metrics=self._metrics,
             grant=self._warming.grant,
         )
+        self._admin_terms = rules.admin
+        self._admin_doors = Doors(self._admin_entrances(rules))
+        descriptors = wiring.raise_descriptor_limit() - DESCRIPTORS_APART
+        self._crowd = Crowd(self._doors, self._clients, self._housekeeper, loop, descriptors)
+        self._control = Control(loop, self._offer, self._leave)
 
-    def _say_hello(self, sockets: wiring.Sockets) -> None:
-        addresses = [_address(sock) for sock in sockets.proxy]
-        log.event(
-            "listening",
-            version=__version__,
-            proxy=addresses,
-            gateways=[_address(sock) for sock in sockets.gateways] or None,
-            admin=_address(sockets.admin) if sockets.admin is not None else None,
-            warm=[f"{pool.origin}={pool.target_idle(0.0)}" for pool in self._registry],
+    def _entrances(self, rules: Rules) -> dict[Address, tuple[socket.socket, Factory]]:
+        """The proxy's own listeners and the gateways', each with what holds there."""
+        sockets = rules.sockets.proxy | rules.sockets.gateways
+        for address in sockets:
+            self._terms.setdefault(address, rules.terms(address))
+        connect = self._clients.connect
+        return {at: (sock, partial(connect, self._terms[at])) for at, sock in sockets.items()}
+
+    def _admin_entrances(self, rules: Rules) -> dict[Address, tuple[socket.socket, Factory]]:
+        factory = partial(
+            AdminConnection,
+            partial(respond, self._view),
+            partial(submit, self._view),
+            self._admin_terms,
+            self._http_date,
+            self._admins,
         )
-        for upstream in self._settings.upstream:
-            if not upstream.verify:
-                log.event("unverified", level="warning", origin=str(upstream.secure_origin))
-        if self._settings.log_format != "json":
-            print(banner(addresses[0]), flush=True)
+        return {address: (sock, factory) for address, sock in rules.sockets.admin.items()}
+
+    async def _open(self) -> None:
+        await self._doors.open()
+        await self._admin_doors.open()
+        say_hello(self._settings, self._rules.sockets, self._registry)
+
+    # ── another process's listeners, and ours for another ────────────────────────────────────
+
+    async def _take_over(self) -> Taken | None:
+        """The listeners of the process that runs, if one does. Raises StartError."""
+        path = self._settings.control
+        if not path:
+            raise StartError(
+                "--takeover needs a control socket, and there is no runtime directory:"
+                " set 'control' to the path that the running proxy has"
+            )
+        taken = await self._loop.run_in_executor(None, take, path)
+        if taken is None:
+            log.event("takeover_nobody", path=path)
+            return None
+        sockets, passed = taken.offer.sockets, taken.offer.passed
+        self._inherited = wiring.Inherited(
+            {Address(*place): sock for place, sock in sockets.items()},
+            passed.get("listen", ()),
+            passed.get("admin"),
+        )
+        return taken
+
+    async def _relieve(self, taken: Taken) -> None:
+        """All is warm before a request comes, and then the other one may go."""
+        await self._settled.wait()
+        if not self._stopping.is_set():
+            await self._open()
+            await taken.ready(self._loop)
+            log.event("taken_over", pid=taken.pid, version=taken.version)
+
+    def _offer(self) -> Offer:
+        return Offer(
+            {(at.host, at.port, at.role): sock for at, sock in self._rules.sockets.every.items()},
+            self._inherited.passed(),
+            self._state.handed_over(self._registry),
+        )
+
+    def _leave(self, pid: int) -> None:
+        """The process with that id has taken over."""
+        self._successor = pid
+        self._control.close()
+        self._doors.close()
+        self._admin_doors.close()
+        self._notifier.succeeded_by(pid)
+        self._stop()
+
+    # ── other settings ───────────────────────────────────────────────────────────────────────
+
+    def _reread(self) -> Prepared:
+        return wiring.prepare(self._inherited.over(self._read()), self._rules.contexts)
+
+    async def _adopt(self, prepared: Prepared) -> tuple[list[str], list[str]]:
+        """Put what was read to use, in one turn of the loop. Raises StartError."""
+        if self._stopping.is_set():
+            raise StartError("it is stopping")
+        settings, changed, fixed = prepared.settings.after(self._settings)
+        before = self._rules.sockets
+        sockets = wiring.bind(settings, before.every)
+        prepared = replace(prepared, settings=settings)
+        self._rules = rules = wiring.rules(prepared, sockets, self._pseudonym, self._http_date)
+        if settings.log_format != self._settings.log_format:
+            log.setup(settings.log_format, sys.stderr)
+        self._settings = self._clients.settings = settings
+        self._observer.access_log = settings.access_log
+        self._resolver.refresh = settings.dns_refresh
+        self._dialer.adopt(rules.destinations, rules.contexts)
+        self._housekeeper.adopt(settings, rules.contexts.renewed)
+        self._primer.adopt(rules.primes, settings.max_head)
+        self._warming.adopt(settings, rules.proxy)
+        self._warming.tick(time.time())
+        for address, terms in self._terms.items():
+            terms.become(rules.terms(address, terms.gateway))
+        self._admin_terms.become(rules.admin)
+        self._view.configured = self._registry.configured
+        await self._adopt_doors(rules, before)
+        self._control.open(settings.control)
+        warn_of_unverified(settings)
+        return changed, fixed
+
+    async def _adopt_doors(self, rules: Rules, before: wiring.Sockets) -> None:
+        try:
+            await self._doors.adopt(self._entrances(rules))
+            await self._admin_doors.adopt(self._admin_entrances(rules))
+        except OSError as error:  # no descriptor left: the next look tries again
+            self._doors.pause()
+            log.event("accept_failed", level="warning", reason=str(error))
+        for sock in before.every.values():
+            if sock not in rules.sockets.every.values():
+                sock.close()
 
     # ── while it runs ────────────────────────────────────────────────────────────────────────
+
+    def _look_if_settled(self) -> None:
+        """Say once that the pools are warm, or which are not when the time for it is over."""
+        if self._settled.is_set():
+            return
+        pools = awaited(self._registry, self._registry.configured)
+        said = self._readiness.look(pools, self._loop.time())
+        if not all(ready for _, ready, _ in said):
+            self._loop.call_later(READY_SECONDS, self._look_if_settled)
+            return
+        self._settled.set()
+        self._notifier.ready()
+        if said:
+            log.event("ready", pools=[f"{origin} {why}" for origin, _, why in said])
 
     def _sweep_at(self, due: float) -> None:
         self._sweeping = self._loop.call_at(due, self._sweep, due)
@@ -185,21 +321,25 @@ class Service:
         for admin in list(self._admins):
             admin.sweep(now)
         self._warming.tick(time.time())
-        if not self._announced:
-            self._announce(now)
-        self._look_at_descriptors()
+        self._crowd.look()
+        if self._is_retired:  # what came back meanwhile
+            self._housekeeper.shed(self._housekeeper.open)
         clocks = read_clocks()
         if asleep := slept(self._clocks, clocks):
             log.event("suspended", seconds=round(asleep), suspect=self._distrust())
         self._clocks = clocks
         self._state.look(self._registry, self._loop)
-        # At its limit a daemon pauses with every client that comes: two lines tell of all that.
-        if self._is_crowded and now - self._paused_at >= SWEEP_SECONDS and not self._doors.paused:
-            self._is_crowded = False
-            clients, upstreams = len(self._clients.open), self._housekeeper.open
-            log.event("accept_resumed", clients=clients, upstreams=upstreams, shed=self._shed_all)
-            self._shed_all = 0
-        self._sweep_at(now + SWEEP_SECONDS)
+        if self._notifier.is_heard:
+            self._tell_systemd(now)
+        if self._successor is None:
+            self._upgrade.look()
+        self._sweep_at(now + min(SWEEP_SECONDS, self._notifier.watchdog_seconds / 3))
+
+    def _tell_systemd(self, now: float) -> None:
+        self._notifier.alive()
+        idle = sum(pool.idle for pool in self._registry)
+        wanted = sum(pool.target_idle(now) for pool in self._registry)
+        self._notifier.status(f"{idle} idle of {wanted}, {len(self._clients.open)} clients")
 
     def _network_changed(self) -> None:
         log.event("network_changed", suspect=self._distrust())
@@ -208,68 +348,6 @@ class Service:
         """Names and idle connections are from another time or network; how many connections."""
         self._resolver.doubt_all()
         return self._housekeeper.places.moved()
-
-    def _look_at_descriptors(self) -> None:
-        """Stop accepting before the system refuses descriptors, and begin again when some are
-        free: asked whenever a client comes or goes.
-
-        Where descriptors run out, half of what is idle goes, and is not dialled again before
-        there is room for it: clients that wait come first.
-        """
-        clients, upstreams = len(self._clients.open), self._housekeeper.open
-        scarce = clients + upstreams >= self._descriptors
-        if (scarce or clients >= self._settings.max_clients) and not self._doors.paused:
-            self._doors.pause()
-            shed = self._housekeeper.shed(upstreams // 2) if scarce else 0
-            self._housekeeper.scarce |= scarce
-            self._shed += shed
-            self._shed_all += shed
-            self._paused_at = self._loop.time()
-            if not self._is_crowded:
-                self._is_crowded = True
-                log.event(
-                    "accept_paused",
-                    level="warning",
-                    clients=clients,
-                    upstreams=upstreams,
-                    max_clients=self._settings.max_clients,
-                    descriptors=self._descriptors,
-                    shed=shed,
-                )
-        elif self._doors.paused and not self._readiness.draining and self._has_room_again():
-            self._doors.paused = False  # opening takes a turn of the loop
-            task = self._loop.create_task(self._doors.open(), name="accept again")
-            self._tasks.add(task)
-            task.add_done_callback(self._accepts_again)
-        if self._housekeeper.scarce and self._has_room_again(for_more=self._shed):
-            self._housekeeper.scarce = False
-            self._shed = 0
-            self._housekeeper.start()
-
-    def _accepts_again(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled():
-            return
-        if (error := task.exception()) is not None:
-            self._doors.pause()  # the next look tries again
-            log.event("accept_failed", level="warning", reason=str(error))
-
-    def _has_room_again(self, *, for_more: int = 0) -> bool:
-        """A tenth is free, beside `for_more` connections: nothing flutters at its limit."""
-        clients, upstreams = len(self._clients.open), self._housekeeper.open
-        return (
-            clients <= self._settings.max_clients * 0.9
-            and clients + upstreams + for_more <= self._descriptors * 0.9
-        )
-
-    def _announce(self, now: float) -> None:
-        """Say once that the pools are warm, or which are not when the time for it is over."""
-        pools = awaited(self._registry, self._registry.configured)
-        said = self._readiness.look(pools, now)
-        if all(ready for _, ready, _ in said):
-            self._announced = True
-            if said:
-                log.event("ready", pools=[f"{origin} {why}" for origin, _, why in said])
 
     def _http_date(self) -> bytes:
         """The Date field's value (RFC 9110, 6.6.1), made once a second."""
@@ -285,6 +363,8 @@ class Service:
             clients=len(self._clients.open),
             tunnels=self._clients.tunnels,
             loop_lag=self._loop_lag,
+            reload_is_good=self._reloads.is_good,
+            reload_good_at=self._reloads.good_at,
         )
 
     def _metrics(self, accept: str) -> tuple[Iterator[bytes], str]:
@@ -299,39 +379,49 @@ class Service:
         if self._stopping.is_set():
             self._cut += self._clients.abort()  # asked twice: the grace time is over
         self._stopping.set()
+        self._settled.set()
 
     async def _drain(self) -> None:
         """Accept nothing more, let exchanges in flight finish within the grace time."""
-        self._readiness.draining = True
+        self._readiness.draining = self._admin_terms.draining = True
         self._doors.close()
-        self._clients.drain()
-        log.event("draining", exchanges=len(self._clients.open), grace=self._settings.grace)
-        try:
-            async with asyncio.timeout(self._settings.grace):
-                await self._clients.none_left.wait()
-        except TimeoutError:
-            pass  # those who are left are cut
+        if self._successor is None:
+            self._notifier.stopping()
+            self._clients.drain()
+            grace = self._settings.grace
+            log.event("draining", exchanges=len(self._clients.open), grace=grace)
+        else:
+            grace = await self._drain_idle(self._successor)
+        await self._none_left(grace)
         self._cut += self._clients.abort()
         self._housekeeper.stop()
         self._primer.stop()
-        if self._settings.admin:
-            self._admin_server.close()
+        self._admin_doors.close()
         for admin in list(self._admins):
             admin.transport.close()
         await self._state.close(self._registry)
         await asyncio.sleep(0)  # let the closes reach the kernel
         log.event("stopped", cut_short=self._cut)
 
+    async def _drain_idle(self, successor: int) -> float:
+        """After a takeover: who is idle may be about to ask, and is answered as ever, once; then
+        nothing is held warm any more. How many seconds are left for what is in flight."""
+        grace, patience = self._settings.takeover_grace, self._settings.grace
+        clients = len(self._clients.open)
+        log.event("handed_over", pid=successor, clients=clients, grace=grace)
+        self._clients.drain(patient=True)
+        await self._none_left(min(grace, patience))
+        self._clients.drain()
+        self._is_retired = self._housekeeper.scarce = True
+        self._housekeeper.shed(self._housekeeper.open)
+        return max(0.0, grace - patience)
 
-def banner(address: str) -> str:
-    """What a person does next: the variables, in both spellings."""
-    url = "http://" + address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
-    return (
-        f"warmproxy {__version__} listens on {url}. For the programs that are to use it:\n"
-        f"  export http_proxy={url} HTTP_PROXY={url}\n"
-        f"  export https_proxy={url} HTTPS_PROXY={url}\n"
-        "  export no_proxy=localhost,127.0.0.1,::1 NO_PROXY=localhost,127.0.0.1,::1"
-    )
+    async def _none_left(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._clients.none_left.wait()
+        except TimeoutError:
+            pass
 
 
 def _date_field(second: int) -> bytes:
@@ -344,8 +434,3 @@ def _date_field(second: int) -> bytes:
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-
-
-def _address(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -6,7 +6,7 @@ Seconds are float seconds, sizes are bytes. The only importer of msgspec.
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Annotated, Any, Literal
@@ -460,6 +460,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Seconds,
         _says("Seconds that exchanges in flight get to finish at SIGTERM or Ctrl-C."),
     ] = 5.0
+    takeover_grace: Annotated[
+        Seconds,
+        _says(
+            "Seconds that they, and open tunnels, get to finish after another process took over "
+            "(run --takeover). Clients that are idle get grace to ask once more."
+        ),
+    ] = 300.0
+    control: Annotated[
+        str,
+        _says(
+            'The private socket by which run --takeover finds a running proxy: a path, "" for '
+            "nowhere, or auto: one for each first listen address, in systemd's "
+            "$RUNTIME_DIRECTORY, else in warmproxy/ below $XDG_RUNTIME_DIR, else nowhere."
+        ),
+    ] = "auto"
     state_file: Annotated[
         str,
         _says(
@@ -473,6 +488,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["auto", "text", "json"],
         _says("text, json, or auto: text on a terminal, json elsewhere."),
     ] = "auto"
+
+    @property
+    def default_profile(self) -> TlsProfile:
+        """How TLS is spoken with upstreams that are not configured."""
+        own = self.defaults
+        return TlsProfile(ca_file=own.ca_file, crl_file=own.crl_file, minimum=own.tls_minimum)
+
+    def at(self, listen: Sequence[str], admin: str) -> "Settings":
+        """The same with other listeners."""
+        return msgspec.structs.replace(self, listen=tuple(listen), admin=admin)
+
+    def after(self, before: "Settings") -> tuple["Settings", list[str], list[str]]:
+        """What holds after a reload that found these: the names of what changed, and of what
+        stays as it was until a restart."""
+        names = [name for name in TOP if getattr(self, name) != getattr(before, name)]
+        fixed = [name for name in names if name in FIXED]
+        kept = {name: getattr(before, name) for name in fixed}
+        changed = [name for name in names if name not in FIXED]
+        return msgspec.structs.replace(self, **kept), changed, fixed
 
     def needs_tls(self, origin: Origin) -> bool:
         """Whether requests of clients that speak plain HTTP go to this tcp origin over finished
@@ -605,6 +639,8 @@ TABLES: Mapping[str, Mapping[str, Field]] = {
     "upstream.warm_at": WINDOW,
     "gateway": GATEWAY,
 }
+FIXED = ("state_file",)
+"""what only a restart changes"""
 NESTED = ("defaults", "upstream", "gateway")
 """the fields of the top level that are tables"""
 

@@ -52,7 +52,8 @@ class StateFile:
     file. A file that cannot be read or written is said so once, and that is all it does.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, told: Mapping[str, Any] = {}) -> None:
+        """`told`: what another process knew that we take over from, as `handed_over` gives it."""
         self._path = path
         self._limits: Limits = {}
         self._learned: set[str] = set()
@@ -68,10 +69,16 @@ class StateFile:
                 pass
             except (OSError, ValueError) as error:
                 log.event("state_unreadable", level="warning", path=path, reason=_reason(error))
+        self._limits |= _limits(told, time.time())
 
     def recall(self, origin: Origin) -> Mapping[str, Known]:
         """What is known of this origin, by kind."""
         return {kind: known for kind, (known, _) in self._limits.get(str(origin), {}).items()}
+
+    def handed_over(self, pools: Iterable[Pool]) -> dict[str, Any]:
+        """All that is known now, in the form of the file's `origins`."""
+        self._take_over(pools)
+        return {name: _entry(kinds) for name, kinds in self._limits.items() if kinds}
 
     def look(self, pools: Iterable[Pool], loop: asyncio.AbstractEventLoop) -> None:
         """Called often: now and then, news are written, off the loop's thread."""
@@ -90,7 +97,19 @@ class StateFile:
             self._write(changes)
 
     def _changes(self, pools: Iterable[Pool]) -> Limits:
-        """Take over what the pools know: all of this run's, or nothing where nothing is new."""
+        """What is to be written: all of this run's, or nothing where nothing is new."""
+        self._take_over(pools)
+        if not self._is_changed:
+            return {}
+        self._is_changed = False
+        changes = {name: dict(self._limits[name]) for name in self._learned}
+        if len(self._limits) > ORIGINS:
+            self._limits = _newest(self._limits)
+            self._learned &= self._limits.keys()
+        return changes
+
+    def _take_over(self, pools: Iterable[Pool]) -> None:
+        """What the pools know."""
         now = time.time()
         for pool in pools:
             name = str(pool.origin)
@@ -102,14 +121,6 @@ class StateFile:
                         kinds[kind] = (limit.known, now)
                     self._learned.add(name)
                     self._is_changed = True
-        if not self._is_changed:
-            return {}
-        self._is_changed = False
-        changes = {name: dict(self._limits[name]) for name in self._learned}
-        if len(self._limits) > ORIGINS:
-            self._limits = _newest(self._limits)
-            self._learned &= self._limits.keys()
-        return changes
 
     def _write(self, changes: Limits) -> None:
         """In whichever thread."""
@@ -157,8 +168,12 @@ def read(path: str, now: float) -> Limits:
         raise ValueError(f"it is no JSON: {error}") from error
     match document:
         case {"version": int(version), "origins": dict(origins)} if version == VERSION:
-            return {name: kinds for name, entry in origins.items() if (kinds := _kinds(entry, now))}
+            return _limits(origins, now)
     raise ValueError(f"it holds no limits of version {VERSION}")
+
+
+def _limits(origins: Mapping[str, Any], now: float) -> Limits:
+    return {name: kinds for name, entry in origins.items() if (kinds := _kinds(entry, now))}
 
 
 def _kinds(entry: object, now: float) -> dict[str, tuple[Known, float]]:

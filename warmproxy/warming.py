@@ -43,13 +43,23 @@ class Warming:
         housekeeper: Housekeeper,
         clock: Callable[[], float],
     ) -> None:
-        self._settings = settings
-        self._terms = terms
         self._housekeeper = housekeeper
         self._clock = clock
-        self._scheduled = [s for up in settings.upstream for s in _scheduled(settings, up)]
+        self._scheduled: list[_Scheduled] = []
         self._seen = -inf
         """the wall clock at the last tick"""
+        self.adopt(settings, terms)
+
+    def adopt(self, settings: Settings, terms: Terms) -> None:
+        """These hold from now on: windows that are no more end here, the others go on."""
+        self._settings = settings
+        self._terms = terms
+        before = {(each.origin, each.why): each for each in self._scheduled if each.holds}
+        self._scheduled = [s for up in settings.upstream for s in _scheduled(settings, up)]
+        for each in self._scheduled:
+            each.holds = before.pop((each.origin, each.why), None) is not None
+        for gone in before.values():
+            self._housekeeper.boost(gone.origin, 0, 0.0, gone.why)
         self._look_at = -inf
 
     def tick(self, wall: float) -> None:

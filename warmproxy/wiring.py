@@ -2,15 +2,17 @@
 
 import os
 import resource
-import secrets
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
+from typing import Any
 
 from warmproxy import log
+from warmproxy.admin.server import AdminHosts, AdminTerms
 from warmproxy.errors import StartError
-from warmproxy.net.listener import listen
+from warmproxy.net.listener import Address, listen
+from warmproxy.net.tls import Contexts
 from warmproxy.origin import Origin, origin_of_url, secured
 from warmproxy.policy.access import LOOPBACK, Access
 from warmproxy.policy.destinations import Destinations, Listener
@@ -18,75 +20,188 @@ from warmproxy.protocol.exchange import Terms, Upgrade
 from warmproxy.protocol.messages import RequestHead
 from warmproxy.protocol.prime import prime_request
 from warmproxy.protocol.target import Forward
-from warmproxy.settings import Settings, TlsProfile, parse_address
+from warmproxy.settings import Settings, parse_address
+
+Role = dict[Address, socket.socket]
 
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
     """Bound and listening; nothing is accepted yet."""
 
-    proxy: list[socket.socket]
-    gateways: list[socket.socket]
+    proxy: Role
+    gateways: Role
     """In the order of settings.gateway."""
-    admin: socket.socket | None
+    admin: Role
+    """One, or none."""
+
+    @property
+    def every(self) -> Role:
+        return self.proxy | self.gateways | self.admin
 
 
-def bind(settings: Settings) -> Sockets:
-    """All listening sockets. Raises StartError."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Settings with what the files say that they name."""
+
+    settings: Settings
+    contexts: Contexts
+    credentials: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """All that follows from settings, made whole before any of it is put to use."""
+
+    settings: Settings
+    sockets: Sockets
+    contexts: Contexts
+    destinations: Destinations
+    proxy: Terms
+    gateways: Mapping[Address, Terms]
+    primes: Mapping[Origin, tuple[RequestHead, float]]
+    admin: AdminTerms
+
+    def terms(self, address: Address, gateway: Forward | None = None) -> Terms:
+        """What holds for those who came in there; where there is no such listener any more, it
+        was a `gateway` or the proxy's own."""
+        found = self.gateways.get(address)
+        if found is None and gateway is not None and address not in self.sockets.proxy:
+            return replace(self.proxy, access=self.admin.access, gateway=gateway)
+        return found or replace(self.proxy)
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """Listening sockets from outside: systemd's, or those of the process that we take over from.
+
+    `listen` and `admin` are the addresses that systemd decided on, in place of the settings'.
+    """
+
+    sockets: Mapping[Address, socket.socket] = field(default_factory=dict)
+    listen: Sequence[str] = ()
+    admin: str | None = None
+
+    def over(self, settings: Settings) -> Settings:
+        """What holds with them."""
+        admin = settings.admin if self.admin is None else self.admin
+        return settings.at(self.listen or settings.listen, admin)
+
+    def passed(self) -> dict[str, Any]:
+        """All but the sockets, to be handed on."""
+        return {"listen": list(self.listen), "admin": self.admin}
+
+
+def inherited(settings: Settings, passed: Iterable[tuple[str, socket.socket]]) -> Inherited:
+    """What systemd passed, each socket with its name: `admin` is the admin listener's, one at a
+    gateway's address is the gateway's, and all others are the proxy's own."""
+    gateways = [parse_address(gateway.listen) for gateway in settings.gateway]
+    sockets, listen, admin = {}, [], None
+    for name, sock in passed:
+        host, port = sock.getsockname()[:2]
+        sockets[Address(host, port)] = sock
+        text = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if name == "admin":
+            admin = text
+        elif (host, port) not in gateways:
+            listen.append(text)
+    return Inherited(sockets, listen, admin)
+
+
+def prepare(settings: Settings, before: Contexts | None = None) -> Prepared:
+    """Reads what the settings name: may take its time, in whichever thread. Raises StartError."""
+    profiles = [settings.default_profile, *(up.tls_profile for up in settings.upstream)]
+    contexts = Contexts(profiles, before)
+    for upstream in settings.upstream:
+        secure = upstream.secure_origin
+        if secure is not None and settings.tls_warm(upstream):
+            contexts.make(secure.tls or "")  # now: later the loop would wait 70 ms for it
+    return Prepared(settings, contexts, read_credentials(settings.credentials_file))
+
+
+def bind(settings: Settings, have: Mapping[Address, socket.socket]) -> Sockets:
+    """All listening sockets: those that we have, and new ones. Raises StartError, and then there
+    are no new ones."""
     # who did not ask for [::1] is not stopped by a machine without IPv6
     as_shipped = settings.listen == Settings().listen
-    proxy, gateways = [], []
-    for text in settings.listen:
-        host, port = parse_address(text)
-        sock = listen(host, port, purpose="proxy", optional=as_shipped and ":" in host)
-        if sock is not None:
-            proxy.append(sock)
-    for gateway in settings.gateway:
-        sock = listen(*parse_address(gateway.listen), purpose=f"gateway to {gateway.upstream}")
-        assert sock is not None, "it is not optional"
-        gateways.append(sock)
-    admin = listen(*parse_address(settings.admin), purpose="admin") if settings.admin else None
-    return Sockets(proxy, gateways, admin)
+    opened = []
+
+    def role(name: str, listeners: Iterable[tuple[str, str]]) -> Role:
+        """`listeners`: the address of each, and what it is for."""
+        found: Role = {}
+        for i, (text, purpose) in enumerate(listeners):
+            host, port = parse_address(text)
+            host = "127.0.0.1" if host == "localhost" else host
+            address = Address(host, port, "" if port else f"{name} {i}")
+            sock = have.get(address)
+            if sock is None:
+                optional = name == "proxy" and as_shipped and ":" in host
+                sock = listen(host, port, purpose=purpose, optional=optional)
+                if sock is not None:
+                    opened.append(sock)
+            if sock is not None:
+                found[address] = sock
+        return found
+
+    try:
+        return Sockets(
+            role("proxy", [(text, "proxy") for text in settings.listen]),
+            role("gateway", [(g.listen, f"gateway to {g.upstream}") for g in settings.gateway]),
+            role("admin", [(settings.admin, "admin")] if settings.admin else []),
+        )
+    except StartError:
+        for sock in opened:
+            sock.close()
+        raise
 
 
-def destinations(
-    settings: Settings, configured: frozenset[Origin], sockets: Sockets
-) -> Destinations:
+def rules(
+    prepared: Prepared, sockets: Sockets, pseudonym: bytes, date: Callable[[], bytes]
+) -> Rules:
+    """`pseudonym`: our name in Via. `date`: the current Date field value."""
+    settings = prepared.settings
+    where = destinations(settings, sockets)
+    proxy = proxy_terms(prepared, where, pseudonym, date)
+    return Rules(
+        settings=settings,
+        sockets=sockets,
+        contexts=prepared.contexts,
+        destinations=where,
+        proxy=proxy,
+        gateways=dict(zip(sockets.gateways, gateway_terms(settings, proxy), strict=True)),
+        primes=primes(settings),
+        admin=AdminTerms(own_access(settings), AdminHosts(settings.admin_hosts, settings.admin)),
+    )
+
+
+def destinations(settings: Settings, sockets: Sockets) -> Destinations:
     """The rules of where requests may go, with the ports that CONNECT may use by default."""
     ports = settings.connect_ports
-    if not ports and not all(ip_address(s.getsockname()[0]).is_loopback for s in sockets.proxy):
+    proxy = [sock.getsockname()[0] for sock in sockets.proxy.values()]
+    if not ports and not all(ip_address(host).is_loopback for host in proxy):
         ports = (443,)
-    ours = [*sockets.proxy, *sockets.gateways, *filter(None, (sockets.admin,))]
+    urls = (*(up.url for up in settings.upstream), *(g.upstream for g in settings.gateway))
     return Destinations(
         connect_ports=ports,
         allow=settings.allow_upstreams,
         deny=settings.deny_upstreams,
-        configured=configured | {origin_of_url(g.upstream) for g in settings.gateway},
-        listeners=[Listener(*sock.getsockname()[:2]) for sock in ours],
+        configured=map(origin_of_url, urls),
+        listeners=[Listener(*sock.getsockname()[:2]) for sock in sockets.every.values()],
     )
 
 
-def default_profile(settings: Settings) -> TlsProfile:
-    """How TLS is spoken with upstreams that are not configured."""
-    defaults = settings.defaults
-    return TlsProfile(
-        ca_file=defaults.ca_file, crl_file=defaults.crl_file, minimum=defaults.tls_minimum
-    )
-
-
-def profiles(settings: Settings) -> list[TlsProfile]:
-    return [default_profile(settings), *(upstream.tls_profile for upstream in settings.upstream)]
-
-
-def proxy_terms(settings: Settings, where: Destinations, date: Callable[[], bytes]) -> Terms:
-    """What holds for all exchanges at the proxy's own ports. Raises StartError."""
+def proxy_terms(
+    prepared: Prepared, where: Destinations, pseudonym: bytes, date: Callable[[], bytes]
+) -> Terms:
+    """What holds for all exchanges at the proxy's own ports."""
+    settings = prepared.settings
     secure = [o for upstream in settings.upstream if (o := upstream.secure_origin) is not None]
     return Terms(
-        access=Access(settings.allow_clients, read_credentials(settings.credentials_file)),
+        access=Access(settings.allow_clients, prepared.credentials),
         destinations=where,
         max_head=settings.max_head,
         max_buffer=settings.max_buffer,
-        pseudonym=b"warmproxy-" + secrets.token_hex(4).encode(),
+        pseudonym=pseudonym,
         date=date,
         places={(origin.host, origin.port): origin for origin in secure},
         upgrades={
@@ -94,7 +209,7 @@ def proxy_terms(settings: Settings, where: Destinations, date: Callable[[], byte
             for upstream in settings.upstream
             if (plain := upstream.upgraded_origin) and (origin := upstream.secure_origin)
         },
-        default_tls=default_profile(settings).name,
+        default_tls=settings.default_profile.name,
     )
 
 

@@ -26,6 +26,7 @@ def warmproxy_environ(**extra: str) -> dict[str, str]:
     assert spec.origin is not None
     root = str(Path(spec.origin).parents[1])
     ours = {"PYTHONPATH": root, "PYTHONUNBUFFERED": "1", "WARMPROXY_STATE_FILE": ""}
+    ours["XDG_RUNTIME_DIR"] = ""  # no control sockets there either
     return clean_environ(**(ours | extra))
 
 
@@ -63,7 +64,8 @@ class Reply:
 
 class Warmproxy(Process):
     """A running daemon. `config` is the file's content as a dict; `args` are flags; `inside` is
-    a command that runs the one that follows it."""
+    a command that runs the one that follows it. `by_file`: its addresses are in the file and not
+    in flags, so that a reload can change them. `like`: it has the ports of another one."""
 
     def __init__(
         self,
@@ -74,15 +76,21 @@ class Warmproxy(Process):
         listen: str = "127.0.0.1",
         ready: bool = True,
         inside: Sequence[str] = (),
+        by_file: bool = False,
+        like: "Warmproxy | None" = None,
     ) -> None:
-        self.port = free_port()
-        self.admin_port = free_port()
+        self.port = free_port() if like is None else like.port
+        self.admin_port = free_port() if like is None else like.admin_port
+        self.file = home / "warmproxy.toml"
+        self._listen = listen
+        self._by_file = by_file
         self._clients: list[http.client.HTTPConnection] = []
         flags = ["--listen", f"{listen}:{self.port}", "--admin", f"127.0.0.1:{self.admin_port}"]
+        if by_file:
+            flags = []
         if config is not None:
-            file = home / "warmproxy.toml"
-            file.write_text(toml(config))
-            flags += ["--config", str(file)]
+            self.write(config)
+            flags += ["--config", str(self.file)]
         super().__init__(
             [*inside, *command("run", *flags, *args)],
             home / "warmproxy.log",
@@ -96,6 +104,31 @@ class Warmproxy(Process):
             except BaseException:
                 self.stop()
                 raise
+
+    # -- its settings
+
+    def write(self, config: Mapping[str, Any]) -> None:
+        """The settings file, from now on."""
+        addresses: dict[str, Any] = {}
+        if self._by_file:
+            addresses["listen"] = [f"{self._listen}:{self.port}"]
+            addresses["admin"] = f"127.0.0.1:{self.admin_port}"
+        self.file.write_text(toml(addresses | dict(config)))
+
+    def reload(self, config: Mapping[str, Any] | str | None = None) -> dict[str, Any]:
+        """SIGHUP, after the file was changed if need be; what the log says of it."""
+        if isinstance(config, str):
+            self.file.write_text(config)
+        elif config is not None:
+            self.write(config)
+        before = len(self.events("reloaded", "reload_failed"))
+        self.signal(signal.SIGHUP)
+        return self.until(lambda: self.events("reloaded", "reload_failed")[before:])[0]
+
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """The log's lines of these events, as far as they are whole."""
+        lines = [line for line in self.log().splitlines() if line[:1] == "{" and line[-1:] == "}"]
+        return [said for line in lines if (said := json.loads(line))["event"] in names]
 
     # -- the admin listener
 

@@ -152,3 +152,22 @@ def test_whatever_comes_the_answer_is_within_its_bounds_and_holds_until_it_says(
         assert sizing.target_idle(before, active, dial, lives) == wanted
     assert len(sizing._pauses) <= PAUSES
     assert FEW < PAUSES
+
+
+def test_what_was_seen_is_inherited_by_one_of_the_same_kind():
+    """A learned origin stays learned; one of another kind begins anew."""
+    old, new = (Learned(2, 10.0, 300.0, Auto(1, most)) for most in (5, 3))
+    for moment in (0.0, 1.0):
+        old.asked(moment, 0)
+    new.inherit(old)
+    assert new.target_idle(1.0, 0, DIAL, inf) == old.target_idle(1.0, 0, DIAL, inf) == 1
+    never = Learned(0, 10.0, 300.0, Auto(1, 3))
+    never.inherit(old)
+    assert never.target_idle(1.0, 0, DIAL, inf) == 0
+    for other in (Fixed(4), Auto(1, 9, reuse=False)):
+        fresh = Auto(2, 9)
+        fresh.inherit(other)
+        assert target(fresh, 1.0) == 2
+    fixed = Fixed(3)
+    fixed.inherit(old)
+    assert fixed.target_idle(1.0, 0, DIAL, inf) == 3

@@ -60,9 +60,9 @@ def awaited(pools: Iterable[AnyPool], configured: frozenset[Origin]) -> list[Any
     return [pool for pool in pools if pool.origin in configured or pool.boosts]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class View:
-    """Where the pages look: each is asked when a page is."""
+    """Where the pages look: each is asked when a page is. A reload changes `configured`."""
 
     now: Callable[[], float]
     pools: Callable[[], list[AnyPool]]

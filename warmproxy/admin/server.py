@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import cast
 
@@ -49,6 +50,21 @@ class AdminHosts:
         )
 
 
+@dataclass(slots=True)
+class AdminTerms:
+    """What holds for all connections to the admin listener; a reload changes it in place."""
+
+    access: Access
+    """Who may POST."""
+    hosts: AdminHosts
+    draining: bool = False
+    """Each answer is its connection's last."""
+
+    def become(self, other: "AdminTerms") -> None:
+        """After a reload."""
+        self.access, self.hosts = other.access, other.hosts
+
+
 def check_same_site(head: RequestHead, host: str) -> None:
     """Raises RequestDenied where a browser says that another site's page makes it ask: any page
     may have its visitors' browsers send a POST without asking us first. Programs say neither."""
@@ -71,21 +87,19 @@ def _is_loopback(name: str) -> bool:
 
 class AdminConnection(asyncio.Protocol):
     """`respond` gets the target and the Accept field of a GET, `submit` the target of a POST and
-    the client's address, which `access` admits. `open` holds those that live."""
+    the client's address. `open` holds those that live."""
 
     def __init__(
         self,
         respond: Callable[[str, str], Page],
         submit: Callable[[str, str], Page],
-        access: Access,
-        hosts: "AdminHosts",
+        terms: AdminTerms,
         date: Callable[[], bytes],
         open: set["AdminConnection"],
     ) -> None:
         self._respond = respond
         self._submit = submit
-        self._access = access
-        self._hosts = hosts
+        self._terms = terms
         self._date = date
         self._open = open
         self._input = HeadBuffer(MAX_HEAD, BadRequest)
@@ -162,21 +176,22 @@ class AdminConnection(asyncio.Protocol):
                 "this is warmproxy's admin listener; the proxy listens on another port"
             )
         host = judged.host.decode("ascii")
-        self._hosts.check(host, target)
+        self._terms.hosts.check(host, target)
+        close = self._terms.draining or not judged.keep_alive
         if head.method == b"POST":
             check_same_site(head, host)
             client = self.transport.get_extra_info("peername")[0]
-            self._access.check_client(client)
-            self._send(self._submit(target, client), close=not judged.keep_alive)
+            self._terms.access.check_client(client)
+            self._send(self._submit(target, client), close=close)
             return
         accept = next((v for n, v in head.fields if n.lower() == b"accept"), b"")
         page = self._respond(target, accept.decode("latin-1"))
         head_only = head.method == b"HEAD"
         if isinstance(page.body, bytes):
-            self._send(page, close=not judged.keep_alive, head_only=head_only)
+            self._send(page, close=close, head_only=head_only)
         else:
             self._chunked = head.version != b"1.0"  # else the page ends with the connection
-            self._closes = not (judged.keep_alive and self._chunked)
+            self._closes = close or not self._chunked
             self._send_in_pieces(page, page.body, head_only=head_only)
 
     def _send(self, page: Page, *, close: bool, head_only: bool = False, allow: str = "") -> None:

@@ -58,6 +58,8 @@ class Clients:
     """Open connections of each client address that is not loopback."""
     tunnels: int = 0
     draining: bool = False
+    patient: bool = False
+    """While draining: whoever is idle may ask once more."""
     none_left: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection goes while draining."""
     time: Callable[[], float] = field(init=False)
@@ -70,9 +72,10 @@ class Clients:
         """What a listener makes for each connection that it accepts."""
         return ClientConnection(self, terms)
 
-    def drain(self) -> None:
-        """Each connection finishes what is under way and begins nothing."""
-        self.draining = True
+    def drain(self, *, patient: bool = False) -> None:
+        """Each connection finishes what is under way and begins nothing; with `patient`, idle
+        ones may ask once more: they cannot know yet."""
+        self.draining, self.patient = True, patient
         for client in list(self.open):
             client.drain()
         self._look()
@@ -277,7 +280,7 @@ class ClientConnection(asyncio.Protocol):
     def drain(self) -> None:
         """Finish what is under way, begin nothing."""
         if self._tunnel is None:
-            self._run(self._exchange.drain())
+            self._run(self._exchange.drain(patient=self._clients.patient))
 
     def abort(self) -> None:
         """The grace time is over."""

@@ -21,7 +21,7 @@ from warmproxy.errors import (
 from warmproxy.net.race import Attempts, Races
 from warmproxy.net.resolver import AddrInfo, Resolver
 from warmproxy.net.source import NoSource, family
-from warmproxy.net.tls import Contexts
+from warmproxy.net.tls import Context, Contexts
 from warmproxy.net.upstream import UpstreamConnection
 from warmproxy.origin import Origin
 from warmproxy.policy.destinations import Destinations
@@ -82,6 +82,10 @@ class Dialer:
         self._races = Races(loop)
         self._places = asyncio.Semaphore(HANDSHAKES)
 
+    def adopt(self, destinations: Destinations, contexts: Contexts) -> None:
+        """Other settings hold for the dials to come."""
+        self._destinations, self._contexts = destinations, contexts
+
     async def dial(
         self,
         origin: Origin,
@@ -102,6 +106,7 @@ class Dialer:
         started = resolved = connected = time.monotonic()
         sock = warm
         silent: tuple[str, ...] = ()
+        context = self._contexts[origin.tls] if origin.scheme == "https" else None
         try:
             if sock is None:
                 addresses = await self._resolver.resolve(origin.host, origin.port, timeout)
@@ -109,9 +114,9 @@ class Dialer:
                 resolved = time.monotonic()
                 sock, silent = await self._connect(origin, addresses, timeout, source, places)
                 connected = time.monotonic()
-            if origin.scheme == "https":
+            if context is not None:
                 async with contextlib.nullcontext() if urgent else self._place():
-                    connection = await self._shake_hands(origin, sock, timeout)
+                    connection = await self._shake_hands(origin, sock, timeout, context)
             else:
                 _, connection = await self._loop.create_connection(
                     lambda: UpstreamConnection(origin), sock=sock
@@ -161,10 +166,9 @@ class Dialer:
         return sock, attempts.silent(sock)
 
     async def _shake_hands(
-        self, origin: Origin, sock: socket.socket, timeout: float
+        self, origin: Origin, sock: socket.socket, timeout: float, context: Context
     ) -> UpstreamConnection:
         """TLS with the origin's profile, its name as SNI and verified."""
-        context = self._contexts[origin.tls]
         try:
             _, connection = await self._loop.create_connection(
                 lambda: UpstreamConnection(origin, context.remember),

@@ -3,9 +3,9 @@
 import asyncio
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from math import inf
-from typing import Protocol
+from typing import Any, Protocol
 
 from warmproxy.errors import DialClosed, DialError, LimitReached, ShuttingDown, WarmproxyError
 from warmproxy.net.dialer import Dialer
@@ -153,6 +153,26 @@ class Housekeeper:
         for pool in self.registry:
             self._plan_soon(pool)
 
+    def adopt(self, settings: Settings, renewed: Container[str]) -> None:
+        """Other settings hold from now on; see Registry.adopt."""
+        now = self._loop.time()
+        self._settings = settings
+        adopted = self.registry.adopt(settings, renewed, now)
+        memories: tuple[dict[Origin, Any], ...] = (
+            self._changed,
+            self._wakes,
+            self._starved,
+            self._warmed,
+        )
+        for memory in memories:
+            for before in memory.keys() & adopted.renamed.keys():
+                memory[adopted.renamed[before]] = memory.pop(before)
+        for pool, count in adopted.surplus:
+            for _ in range(count):
+                if (conn := pool.oldest_idle()) is not None:
+                    self._ended(pool, conn, CloseReason.SURPLUS, now)
+        self.start()
+
     def stop(self) -> None:
         """No more dials; whoever waits is told so; idle connections are closed."""
         self._stopped = True
@@ -253,6 +273,8 @@ class Housekeeper:
         elif not reusable or self._stopped:
             reason = CloseReason.SHUTDOWN if self._stopped else CloseReason.NOT_REUSABLE
             self._ended(pool, conn, reason, now)
+        elif conn in pool.outdated:
+            self._ended(pool, conn, CloseReason.OUTDATED, now)
         elif pool.must_yield():
             self._ended(pool, conn, CloseReason.SURPLUS, now)
         else:
@@ -432,10 +454,10 @@ class Housekeeper:
             self._loop.call_exception_handler({"message": task.get_name(), "exception": error})
 
     async def _dial(self, pool: Pool) -> None:
+        own, generation = pool.settings, pool.generation
         try:
             warm = self._warm_tcp(pool) if pool.origin.scheme == "https" else None
             urgent = pool.waiting > 0
-            own = pool.settings
             dialled = await self._dialer.dial(
                 pool.origin, own.dial_timeout, warm, urgent, own.source_address, pool.places
             )
@@ -443,8 +465,15 @@ class Housekeeper:
             if conn.ended is not None:
                 self._heed(conn, self._time())
                 raise DialClosed(f"{pool.origin.authority} accepted and closed at once")
+            if generation != pool.generation:
+                conn.close()
+                self._undone(pool)
+                return
         except DialError as error:
-            self._dial_failed(pool, error)
+            if generation == pool.generation:
+                self._dial_failed(pool, error)
+            else:
+                self._undone(pool)
         except asyncio.CancelledError:
             self._open -= 1
             pool.dial_cancelled()
@@ -496,6 +525,12 @@ class Housekeeper:
         taken = conn.take_socket()
         self._ended(raw, conn, CloseReason.SECURED, now)
         return taken
+
+    def _undone(self, pool: Pool) -> None:
+        """The settings changed under a dial: who waits for it has another one."""
+        pool.dial_cancelled()
+        self._freed()
+        self._plan_soon(pool)
 
     def _dial_failed(self, pool: Pool, error: DialError) -> None:
         self._freed()

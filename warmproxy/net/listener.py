@@ -3,8 +3,10 @@
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from warmproxy.errors import StartError
 
@@ -20,8 +22,6 @@ def listen(host: str, port: int, *, purpose: str, optional: bool = False) -> soc
 
     None where `optional` and the machine has no such address (no IPv6). Raises StartError.
     """
-    if host == "localhost":
-        host = "127.0.0.1"
     version = ip_address(host).version
     where = f"[{host}]:{port}" if version == 6 else f"{host}:{port}"
     sock: socket.socket | None = None
@@ -42,39 +42,73 @@ def listen(host: str, port: int, *, purpose: str, optional: bool = False) -> soc
         raise StartError(f"cannot listen on {where} ({purpose}): {_advice(error, port)}") from error
 
 
+class Address(NamedTuple):
+    """Where one listener is, as the settings say it."""
+
+    host: str
+    """an IP address"""
+    port: int
+    role: str = ""
+    """which one of several it is, where the system chooses the port"""
+
+
+@dataclass(slots=True)
+class _Door:
+    socket: socket.socket
+    factory: Factory
+    server: asyncio.Server | None = None
+
+    def shut(self) -> None:
+        if self.server is not None:
+            self.server.close()
+            self.server = None
+
+
 class Doors:
-    """The proxy's listeners. While they are paused, connections wait in the kernel's backlog.
+    """Listeners, by address. While they are paused, connections wait in the kernel's backlog.
 
     Pausing closes the loop's copy of each socket and keeps ours: asyncio at the descriptor limit
     would log one traceback per failed accept (measured: 13 MB in 4 s, half a core).
     """
 
-    def __init__(self, sockets: list[tuple[socket.socket, Factory]]) -> None:
-        self._sockets = sockets
-        self._servers: list[asyncio.Server] = []
+    def __init__(self, doors: Mapping[Address, tuple[socket.socket, Factory]]) -> None:
+        self._doors = {address: _Door(*door) for address, door in doors.items()}
+        self._opening = asyncio.Lock()
         self.paused = True
 
     async def open(self) -> None:
         """Accept, or accept again."""
         self.paused = False
         loop = asyncio.get_running_loop()
-        for sock, factory in self._sockets:
-            # it calls listen() once more: with a backlog of 100 unless told otherwise
-            server = await loop.create_server(factory, sock=sock.dup(), backlog=BACKLOG)
-            self._servers.append(server)
+        async with self._opening:
+            for door in [door for door in self._doors.values() if door.server is None]:
+                # it calls listen() once more: with a backlog of 100 unless told otherwise
+                copy = door.socket.dup()
+                door.server = await loop.create_server(door.factory, sock=copy, backlog=BACKLOG)
+            if self.paused:
+                self.pause()
+
+    async def adopt(self, doors: Mapping[Address, tuple[socket.socket, Factory]]) -> None:
+        """Have these from now on. Those that were there before stay as they are; the sockets of
+        those that are no more are left to the caller."""
+        for address in self._doors.keys() - doors.keys():
+            self._doors.pop(address).shut()
+        for address in doors.keys() - self._doors.keys():
+            self._doors[address] = _Door(*doors[address])
+        if not self.paused:
+            await self.open()
 
     def pause(self) -> None:
         self.paused = True
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        for door in self._doors.values():
+            door.shut()
 
     def close(self) -> None:
         """For good: whoever connects now is refused."""
         self.pause()
-        for sock, _ in self._sockets:
-            sock.close()
-        self._sockets.clear()
+        for door in self._doors.values():
+            door.socket.close()
+        self._doors.clear()
 
 
 def _advice(error: OSError, port: int) -> str:

@@ -93,26 +93,35 @@ class Primer:
         self._housekeeper = housekeeper
         self._observer = observer
         self._loop = loop
-        self._max_head = max_head
         self._under_way: set[Prime] = set()
         self._primed: dict[Origin, _Primed] = {}
-        for origin, (request, every) in requests.items():
-            pool = housekeeper.registry.find(origin)
-            if pool is not None:
-                self._primed[origin] = _Primed(pool, request, every)
         housekeeper.when_shelved = self._new
-        for primed in self._primed.values():
-            if primed.every:
-                self._look_at(loop.time() + primed.every, primed)
+        self.adopt(requests, max_head)
+
+    def adopt(self, requests: Mapping[Origin, tuple[RequestHead, float]], max_head: int) -> None:
+        """From now on this is sent. What was found out about an origin with an earlier request
+        is asked anew; a request under way ends as it began."""
+        self._max_head = max_head
+        self._forget_timers()
+        self._primed = {}
+        for origin, (request, every) in requests.items():
+            pool = self._housekeeper.registry.find(origin)
+            if pool is not None:
+                self._primed[origin] = primed = _Primed(pool, request, every)
+                if every:
+                    self._look_at(self._loop.time() + every, primed)
 
     def stop(self) -> None:
         """What is under way ends here. After the housekeeper's stop, and for good."""
-        for primed in self._primed.values():
-            if primed.timer is not None:
-                primed.timer.cancel()
+        self._forget_timers()
         for prime in self._under_way:
             prime.cancel()
         self._under_way.clear()
+
+    def _forget_timers(self) -> None:
+        for primed in self._primed.values():
+            if primed.timer is not None:
+                primed.timer.cancel()
 
     def _new(self, conn: UpstreamConnection) -> None:
         """A connection was dialled that nobody waits for."""
@@ -147,7 +156,8 @@ class Primer:
 
     def _over_and_next(self, primed: _Primed, prime: Prime) -> None:
         self._over(primed, prime)
-        self._look_at(self._loop.time(), primed)
+        if self._primed.get(primed.pool.origin) is primed:  # no reload meanwhile
+            self._look_at(self._loop.time(), primed)
 
     def _over(self, primed: _Primed, prime: Prime) -> None:
         self._under_way.discard(prime)

@@ -60,7 +60,7 @@ class Resolver:
         self.on_answer: Callable[[str, frozenset[str]], None] = lambda host, places: None
         self.is_wanted: Callable[[str], bool] = lambda host: False
         self._loop = loop
-        self._refresh = refresh
+        self.refresh = refresh
         self._rng = rng
         self._known: dict[str, _Name] = {}
         self._asking: dict[str, asyncio.Task[list[AddrInfo]]] = {}
@@ -144,7 +144,7 @@ class Resolver:
     def _ask_again_later(self, host: str) -> None:
         """By chance half of `refresh` earlier: names that were first asked for together, at the
         start, are not asked for together for ever."""
-        pause = self._refresh * (1.0 - 0.5 * self._rng())
+        pause = self.refresh * (1.0 - 0.5 * self._rng())
         self._loop.call_later(pause, self._begin_to_renew, host)
 
     def _begin_to_renew(self, host: str) -> None:

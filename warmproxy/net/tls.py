@@ -1,5 +1,6 @@
 """TLS profile -> SSLContext, by urllib3's defaults. The door for `create_urllib3_context`."""
 
+import os
 import ssl
 import time
 from typing import Any
@@ -64,21 +65,45 @@ class Context:
 class Contexts:
     """One Context per profile. Those that name files are made at the start, so that a wrong one is
     told then; the others when they are needed (25 ms and 2 MiB with the system's authorities).
+
+    `before`: those of the settings so far; a profile whose files are as they were keeps its own.
+    `renewed` are the names of those whose files are not. Raises StartError.
     """
 
-    def __init__(self, profiles: list[TlsProfile]) -> None:
+    def __init__(self, profiles: list[TlsProfile], before: "Contexts | None" = None) -> None:
         self._profiles = {profile.name: profile for profile in profiles}
-        self._made: dict[str, Context] = {}
+        self._files = {name: _files(profile) for name, profile in self._profiles.items()}
+        known = {} if before is None else before._files
+        same = {name for name, files in self._files.items() if known.get(name) == files}
+        self.renewed = (self._files.keys() & known.keys()) - same
+        made: dict[str, Context] = {} if before is None else before._made
+        self._made = {name: context for name, context in made.items() if name in same}
         for name, profile in self._profiles.items():
             if profile.ca_file or profile.crl_file or profile.client_cert:
-                self._made[name] = Context(profile)
+                self.make(name)
+
+    def make(self, name: str) -> Context:
+        """The profile's context, now. Raises StartError where a file cannot be used."""
+        if name not in self._made:
+            self._made[name] = Context(self._profiles[name])
+        return self._made[name]
 
     def __getitem__(self, name: str | None) -> Context:
-        name = name or ""
-        context = self._made.get(name)
-        if context is None:
-            context = self._made[name] = Context(self._profiles[name])
-        return context
+        return self.make(name or "")
+
+
+def _files(profile: TlsProfile) -> tuple[tuple[object, ...], ...]:
+    """What tells whether a profile's files are still those that were read."""
+    system = ssl.get_default_verify_paths()
+    trusted = (profile.ca_file,) if profile.ca_file else (system.cafile, system.capath)
+    found = []
+    for path in filter(None, (*trusted, profile.crl_file, profile.client_cert, profile.client_key)):
+        try:
+            now = os.stat(path)
+        except OSError:
+            continue  # make_context says what is wrong with it
+        found.append((path, now.st_ino, now.st_size, now.st_mtime_ns))
+    return tuple(found)
 
 
 def make_context(profile: TlsProfile) -> ssl.SSLContext:

@@ -23,6 +23,9 @@ class Sizing(Protocol):
     def changes_at(self, now: float) -> float:
         """When the answer may change with no further event (inf: never)."""
 
+    def inherit(self, other: "Sizing") -> None:
+        """Go on from what another has seen, if it is of the same kind."""
+
 
 class Fixed:
     """Always the same: what an [[upstream]] table's `warm` says."""
@@ -40,6 +43,9 @@ class Fixed:
 
     def changes_at(self, now: float) -> float:
         return inf
+
+    def inherit(self, other: Sizing) -> None:
+        pass
 
 
 class Learned:
@@ -78,6 +84,12 @@ class Learned:
         if not self._warm:
             return inf
         return min(self._last + self.quiet, self.sizing.changes_at(now))
+
+    def inherit(self, other: Sizing) -> None:
+        if isinstance(other, Learned) and self.requests:
+            self._asked.extend(other._asked)
+            self._last, self._warm = other._last, other._warm
+            self.sizing.inherit(other.sizing)
 
 
 PERIOD = 900.0
@@ -195,6 +207,12 @@ class Auto:
 
     def changes_at(self, now: float) -> float:
         return self._judge_at
+
+    def inherit(self, other: Sizing) -> None:
+        if isinstance(other, Auto) and other.reuse == self.reuse:
+            for name in self.__slots__:
+                if name not in ("reuse", "warm_max", "warm_min"):
+                    setattr(self, name, getattr(other, name))
 
     def _follow(self, now: float, active: int) -> None:
         """Keep the lowest demand of each step."""

@@ -110,6 +110,10 @@ class OriginPool(Generic[C, W]):
         """When its plan is looked at again if nothing happens: set by who carries the plans out."""
         self.boosts: dict[str, tuple[int, float]] = {}
         """Why -> how many idle connections there should be at the least, and until when."""
+        self.generation = 0
+        """Grows when connections are to be opened in another way."""
+        self.outdated: set[C] = set()
+        """Active connections of earlier generations: not to be given back, but closed."""
         self.dial_failures = Backoff(settings.backoff_max, rng)
         self.churn = Backoff(settings.backoff_max, rng)
         """Connections that died right after they were opened."""
@@ -302,6 +306,7 @@ class OriginPool(Generic[C, W]):
         """A connection is gone: closed by them or by us, whichever shelf it was on."""
         self.account(now)
         if (entry := self._active.pop(conn, None)) is not None:
+            self.outdated.discard(conn)
             if conn in self._taken:
                 self._taken.remove(conn)
                 if not entry.used:
@@ -377,8 +382,28 @@ class OriginPool(Generic[C, W]):
         self.boosts.pop(why, None)
         if count > 0 and until > now:
             self.boosts[why] = (count, until)
-            rate = self.settings.dial_budget or DIALS_A_SECOND * count
-            self._budget.widen(rate, max(rate, count), now)
+            self._provide_for(count, now)
+
+    def adopt(
+        self, settings: OriginSettings, sizing: Sizing, budget: DialBudget, now: float
+    ) -> None:
+        """Other settings hold from now on; what is open, and what was learned, stays."""
+        self.account(now)
+        sizing.inherit(self.sizing)
+        self.settings, self.sizing, self._budget = settings, sizing, budget
+        for count, _ in self.boosts.values():
+            self._provide_for(count, now)
+        self.dial_failures.longest = self.churn.longest = settings.backoff_max
+        self._shelves.adopt(settings)
+
+    def renew(self, now: float) -> None:
+        """Connections are to be opened in another way from now on: what is idle is replaced, what
+        is active is not given back, and a dial under way is of an earlier generation."""
+        self.generation += 1
+        self.outdated.update(self._active)
+        self._shelves.outdate(now)
+        self.dial_failures.succeeded()  # what failed in the old way may work in the new one
+        self.churn.succeeded()
 
     def harmed(self, why: str, now: float) -> None:
         """Idle connections do the origin harm: it is left alone for a while."""
@@ -441,7 +466,7 @@ class OriginPool(Generic[C, W]):
         return told
 
     def dial_cancelled(self) -> None:
-        """The daemon stops."""
+        """Nobody wants its outcome: the daemon stops, or it was of an earlier generation."""
         self.dialling -= 1
 
     # ── the question ─────────────────────────────────────────────────────────────────────────
@@ -510,6 +535,11 @@ class OriginPool(Generic[C, W]):
                 self.tally.below_target_seconds += passed
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────
+
+    def _provide_for(self, count: int, now: float) -> None:
+        """Let the budget open so many connections at once."""
+        rate = self.settings.dial_budget or DIALS_A_SECOND * count
+        self._budget.widen(rate, max(rate, count), now)
 
     def _spares_probe(self, now: float) -> bool:
         """A probe tells more beside a request than under it, where there is room for both."""

@@ -1,11 +1,12 @@
 """Which pools there are: the configured ones always, the others while they are remembered."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from warmproxy.observe import Observer, Tally
-from warmproxy.origin import Origin
+from warmproxy.origin import Origin, secured
 from warmproxy.policy.backoff import DialBudget
 from warmproxy.policy.learn import Known
 from warmproxy.policy.sizing import Auto, Fixed, Learned, Sizing
@@ -15,6 +16,26 @@ from warmproxy.settings import OriginSettings, Settings, Warm
 
 C = TypeVar("C")
 W = TypeVar("W")
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What an upstream's table says of one of its pools."""
+
+    settings: OriginSettings
+    sizing: Sizing
+    count: int
+    """Idle connections that there may come to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted(Generic[C, W]):
+    """What other settings mean for pools that were there before."""
+
+    renamed: Mapping[Origin, Origin]
+    """Origins whose pool goes by another one now: they have another TLS profile."""
+    surplus: tuple[tuple[OriginPool[C, W], int], ...]
+    """How many idle connections are to be closed at once, being no longer asked for."""
 
 
 class Registry(Generic[C, W]):
@@ -41,21 +62,42 @@ class Registry(Generic[C, W]):
         self._by_host: dict[str, list[OriginPool[C, W]]] = {}
         self._sites: dict[tuple[str, int], Site[C, W]] = {}
         self.forgotten = Tally()
-        self._own: dict[Origin, OriginSettings] = {}
-        """Settings of origins that are configured but not held warm."""
-        for upstream in settings.upstream:
-            self._add(
-                upstream.origin,
-                upstream,
-                *_sizing(upstream.warm, upstream, reuse=upstream.origin.scheme != "tcp"),
-                now,
-            )
-            secure, warm = upstream.secure_origin, settings.tls_warm(upstream)
-            if secure is not None and warm:
-                self._add(secure, upstream, *_sizing(warm, upstream, reuse=True), now)
-            elif secure is not None:
-                self._own[secure] = upstream
-        self.configured = frozenset(self._pools)
+        self._own, self._secured = _own(settings), _secured(settings)
+        wanted = _wanted(settings)
+        for origin, wish in wanted.items():
+            self._add(origin, wish, now)
+        self.configured = frozenset(wanted)
+
+    def adopt(self, settings: Settings, renewed: Container[str], now: float) -> Adopted[C, W]:
+        """Other settings hold from now on. Pools stay, with what they learned and what is open;
+        where connections are to be opened in another way, what is open is replaced. `renewed`:
+        names of TLS profiles whose files have other contents than before."""
+        self._settings, was_configured = settings, self.configured
+        self._own, self._secured = _own(settings), _secured(settings)
+        wanted = _wanted(settings)
+        self.configured = frozenset(wanted)
+        renamed, surplus = {}, []
+        for pool in list(self):
+            before, origin = pool.origin, self._by_now(pool.origin)
+            if origin is not before:
+                self._rename(pool, origin)
+                renamed[before] = origin
+            wish = wanted.get(origin) or self._unconfigured(origin)
+            another_way = wish.settings.source_address != pool.settings.source_address
+            target = pool.target_idle(now)
+            pool.adopt(wish.settings, wish.sizing, self._budget(wish), now)
+            if origin is not before or another_way or origin.tls in renewed:
+                pool.renew(now)
+            if before not in was_configured and origin in wanted:
+                self.forgotten.add(pool.tally)  # what `other` counts never becomes less
+                pool.tally = Tally()
+            dropped = before in was_configured and origin not in wanted
+            less = pool.idle if dropped else target - pool.target_idle(now)
+            surplus.append((pool, min(less, pool.idle - pool.target_idle(now))))
+        for origin, wish in wanted.items():
+            if origin not in self._pools:
+                self._add(origin, wish, now)
+        return Adopted(renamed, tuple((pool, count) for pool, count in surplus if count > 0))
 
     def __iter__(self) -> Iterator[OriginPool[C, W]]:
         return iter(self._pools.values())
@@ -64,7 +106,7 @@ class Registry(Generic[C, W]):
         return len(self._pools)
 
     def find(self, origin: Origin) -> OriginPool[C, W] | None:
-        return self._pools.get(origin)
+        return self._pools.get(origin) or self._pools.get(self._by_now(origin))
 
     def at(self, host: str) -> list[OriginPool[C, W]]:
         """The pools of one host, whatever their ports and schemes."""
@@ -78,18 +120,15 @@ class Registry(Generic[C, W]):
         """The origin's pool, made if need be; from now on the one that was used last."""
         pool = self._pools.get(origin)
         if pool is None:
-            s = self._settings
-            auto = Auto(1, s.learn_warm, reuse=origin.scheme != "tcp")
-            sizing = Learned(s.learn_requests, s.learn_window, s.learn_quiet, auto)
-            pool = self._add(origin, self.settings_of(origin), sizing, s.learn_warm, now)
+            origin = self._by_now(origin)
+            pool = self._pools.get(origin) or self._add(origin, self._unconfigured(origin), now)
         else:
             self._pools.move_to_end(origin)
         return pool
 
     def settings_of(self, origin: Origin) -> OriginSettings:
         """What holds for an origin, whether it has a pool or not."""
-        pool = self._pools.get(origin)
-        return pool.settings if pool else self._own.get(origin, self._settings.defaults)
+        return self._own.get(origin, self._settings.defaults)
 
     def is_full(self) -> bool:
         """Whether max_origins have pools that stay, so that one more would be one too many."""
@@ -127,16 +166,38 @@ class Registry(Generic[C, W]):
         others = (p for p in pools if p.origin not in self.configured)
         return next(others, None) or next(iter(pools), None)
 
-    def _add(
-        self, origin: Origin, settings: OriginSettings, sizing: Sizing, count: int, now: float
-    ) -> OriginPool[C, W]:
-        rate = settings.dial_budget or 2.0 * count
+    def _unconfigured(self, origin: Origin) -> _Wanted:
+        """What holds for an origin without an own pool in the settings."""
+        s = self._settings
+        auto = Auto(1, s.learn_warm, reuse=origin.scheme != "tcp")
+        sizing = Learned(s.learn_requests, s.learn_window, s.learn_quiet, auto)
+        return _Wanted(self.settings_of(origin), sizing, s.learn_warm)
+
+    def _budget(self, wish: _Wanted) -> DialBudget:
+        """A whole pool may be opened at once: it has to be at the start."""
+        rate = wish.settings.dial_budget or 2.0 * wish.count
+        return DialBudget(rate, max(rate, wish.count))
+
+    def _rename(self, pool: OriginPool[C, W], origin: Origin) -> None:
+        """The pool goes by another origin of the same place."""
+        before, pool.origin = pool.origin, origin
+        del self._pools[before]
+        self._pools[origin] = pool
+
+    def _by_now(self, origin: Origin) -> Origin:
+        """The same place with the TLS profile that holds for it: requests that began before a
+        reload know it by another."""
+        if origin.scheme != "https":
+            return origin
+        known = self._secured.get((origin.host, origin.port))
+        return known or secured(origin, self._settings.default_profile.name)
+
+    def _add(self, origin: Origin, wish: _Wanted, now: float) -> OriginPool[C, W]:
         pool: OriginPool[C, W] = OriginPool(
             origin,
-            settings,
-            sizing,
-            # a whole pool may be opened at once: it has to be at the start
-            DialBudget(rate, max(rate, count)),
+            wish.settings,
+            wish.sizing,
+            self._budget(wish),
             self._observer,
             self._rng,
             now,
@@ -146,6 +207,33 @@ class Registry(Generic[C, W]):
         self._by_host.setdefault(origin.host, []).append(pool)
         self._sites.setdefault((origin.host, origin.port), Site()).pools.append(pool)
         return pool
+
+
+def _wanted(settings: Settings) -> dict[Origin, _Wanted]:
+    """The pools that the settings ask for."""
+    found = {}
+    for upstream in settings.upstream:
+        reuse = upstream.origin.scheme != "tcp"
+        found[upstream.origin] = _Wanted(upstream, *_sizing(upstream.warm, upstream, reuse=reuse))
+        secure, warm = upstream.secure_origin, settings.tls_warm(upstream)
+        if secure is not None and warm:
+            found[secure] = _Wanted(upstream, *_sizing(warm, upstream, reuse=True))
+    return found
+
+
+def _own(settings: Settings) -> dict[Origin, OriginSettings]:
+    """The settings of each origin that has some, held warm or not."""
+    found: dict[Origin, OriginSettings] = {}
+    for upstream in settings.upstream:
+        for origin in filter(None, (upstream.origin, upstream.secure_origin)):
+            found[origin] = upstream
+    return found
+
+
+def _secured(settings: Settings) -> dict[tuple[str, int], Origin]:
+    """Of each https upstream the origin with its TLS profile, by host and port."""
+    found = (upstream.secure_origin for upstream in settings.upstream)
+    return {(origin.host, origin.port): origin for origin in found if origin is not None}
 
 
 def _sizing(warm: Warm, settings: OriginSettings, *, reuse: bool) -> tuple[Sizing, int]:

@@ -54,6 +54,8 @@ class Entry:
     """Seconds idle before the lease that it is under."""
     suspect: bool = False
     """A sibling at the same address failed, or the way there changed."""
+    outdated: bool = False
+    """It was opened in a way that holds no more."""
     number: int = field(default_factory=count(1).__next__)
     """Grows with each connection of any pool: the order in which upstreams accepted them."""
 
@@ -203,6 +205,17 @@ class Shelves(Generic[C]):
             entry.suspect |= place is None or entry.place == place
         return self._come_last(lambda entry: entry.suspect, now)
 
+    def adopt(self, settings: OriginSettings) -> None:
+        """Other settings hold from now on."""
+        self._settings = settings
+        self.learned()
+
+    def outdate(self, now: float) -> None:
+        """All that is open is to be replaced."""
+        for entry in chain(self.entries(), self.canaries.values()):
+            entry.outdated = True
+        self.check_at = now
+
     def refuse(self, reason: CloseReason | None, now: float) -> None:
         """All that is idle is to go, for this reason (None: no longer)."""
         if reason is not self._unwanted:
@@ -221,7 +234,9 @@ class Shelves(Generic[C]):
             self.limits[entry.used].proved(now - entry.since)
             probe_at = self.limits[entry.used].probe_at
             end = retire.due(entry.ends, entry.since, entry.spread, probe_at)
-            if end.at <= now:
+            if entry.outdated:
+                self._expired[conn] = CloseReason.OUTDATED
+            elif end.at <= now:
                 self._expired[conn] = end.reason
             else:
                 check_at = min(check_at, end.at)
@@ -274,6 +289,8 @@ class Shelves(Generic[C]):
             return self._unwanted
         if self._places and entry.place and entry.place not in self._places:
             return CloseReason.ADDRESS_GONE
+        if entry.outdated:
+            return CloseReason.OUTDATED
         return CloseReason.SUSPECT if entry.suspect else None
 
     def _limit_of(self, used: bool) -> float:

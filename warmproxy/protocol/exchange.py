@@ -30,7 +30,7 @@ carries the actions out in order and keeps `wants_data` in mind when it reads.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum, auto
 
 from warmproxy.errors import (
@@ -131,6 +131,13 @@ class Terms:
     def __post_init__(self) -> None:
         object.__setattr__(self, "answers", Answers(self.pseudonym))
 
+    def become(self, other: "Terms") -> None:
+        """After a reload: hold what another says, for the connections that have this one too.
+        What was found out about origins stays."""
+        for each in fields(self):
+            if each.name != "http_10":
+                object.__setattr__(self, each.name, getattr(other, each.name))
+
 
 _NO_BODY = NoBody()
 
@@ -188,8 +195,8 @@ class Exchange:
         self._terms = terms
         self.client_address = client_address
         self.state = _IDLE
-        self._admitted = False
-        """This client's address may use the proxy."""
+        self._admitted: Access | None = None
+        """By what this client's address may use the proxy: a reload may bring another."""
         self._input = HeadBuffer(terms.max_head, BadRequest)
         self._response_heads: HeadBuffer | None = None
         self._ahead = b""
@@ -302,10 +309,11 @@ class Exchange:
         self.state = _CLOSED
         return self._take()
 
-    def drain(self) -> list[Action]:
-        """The daemon stops: the exchange in flight, if any, is this connection's last."""
+    def drain(self, *, patient: bool = False) -> list[Action]:
+        """The daemon stops: the exchange in flight is this connection's last, or, with
+        `patient`, the next one where none is."""
         self._draining = True
-        if self.state is _IDLE and not self._input.pending:
+        if not patient and self.state is _IDLE and not self._input.pending:
             self._close(Close.FLUSH)
         return self._take()
 
@@ -466,9 +474,10 @@ class Exchange:
             return False
         known, path = found
         self._request, self._judged = known.request, known.judged
-        if not self._admitted:
-            self._terms.access.check_client(self.client_address)
-            self._admitted = True
+        access = self._terms.access
+        if self._admitted is not access:
+            access.check_client(self.client_address)
+            self._admitted = access
         self._route = known.route
         if self._pinned_to is not None and self._pinned_to is not known.route.origin:
             self._pinned_to = None
@@ -483,7 +492,7 @@ class Exchange:
         route = self._route_to(head)
         judged = judge_request(head)
         terms.access.check_client(self.client_address)
-        self._admitted = True
+        self._admitted = terms.access
         self._judged = judged
         self._body = judged.body
         terms.access.check_credentials(judged.proxy_authorization)
