@@ -57,8 +57,8 @@ def take(
     clients: int,
     tunnels: int,
     loop_lag: float,
-    reload_is_good: bool,
-    reload_good_at: float,
+    reload_is_good: bool = True,
+    reload_good_at: float = 0.0,
 ) -> Sample:
     """The sums over time are brought up to `now`."""
     gauges: dict[str, Gauges] = {"other": Gauges()}

@@ -76,8 +76,9 @@ class Contexts:
         known = {} if before is None else before._files
         same = {name for name, files in self._files.items() if known.get(name) == files}
         self.renewed = (self._files.keys() & known.keys()) - same
-        made: dict[str, Context] = {} if before is None else before._made
-        self._made = {name: context for name, context in made.items() if name in same}
+        self._made: dict[str, Context] = {}
+        if before is not None:
+            self._made = {name: made for name, made in before._made.items() if name in same}
         for name, profile in self._profiles.items():
             if profile.ca_file or profile.crl_file or profile.client_cert:
                 self.make(name)

@@ -250,7 +250,7 @@ class Shelves(Generic[C]):
                 # what follows is said of most connections by this alone, at a third of the time
                 since, at = entry.since, entry.ends
                 at = min(at, since + limit * entry.spread, since + idle_timeout)
-                if at > now and not picky and not entry.suspect:
+                if at > now and not (picky or entry.suspect or entry.outdated):
                     if at < check_at:
                         check_at = at
                     continue
