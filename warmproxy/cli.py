@@ -106,6 +106,11 @@ def _run(args: argparse.Namespace) -> int:
         return _load(args, _missing).settings
 
     settings = read()
+    if settings.processes > 1:
+        from warmproxy.processes.parent import run_all
+
+        run_all(settings, read, takeover=args.takeover)
+        return 0
     # Here and not above: what the service imports takes far longer than all that a health check
     # does, and that one runs every few seconds.
     from warmproxy.service import run
@@ -183,6 +188,7 @@ def _load(
     flags = {
         name: getattr(args, name, None)
         for name in (
+            "processes",
             "listen",
             "admin",
             "warm",
@@ -209,6 +215,9 @@ def _read(path: str) -> str:
 def _missing(loaded: Loaded) -> Iterator[str]:
     """`check` and `run` must agree, so what `run` needs of the machine is looked at here."""
     settings = loaded.settings
+    if settings.processes > 1 and not sys.platform.startswith("linux"):
+        source, count = loaded.sources["processes"], settings.processes
+        yield f"{source}: 'processes' {count}: only Linux spreads connections over several"
     path = settings.credentials_file
     if path:
         try:
@@ -440,6 +449,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", metavar="FILE", help=f"settings file (default: {DEFAULT_CONFIG}, if there)")
+    add("--processes", metavar="N", help="how many processes serve (1)")
     add(
         "--listen",
         metavar="HOST:PORT",

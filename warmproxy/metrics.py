@@ -5,7 +5,8 @@ share the label origin="other", so that clients cannot grow the number of series
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -58,6 +59,8 @@ class Sample:
     reload_is_good: bool = True
     reload_good_at: float = 0.0
     """Seconds since the epoch."""
+    processes: dict[str, tuple[bool, int]] = field(default_factory=lambda: {"1": (True, 0)})
+    """By number: whether it answers, and how often it was started anew."""
 
 
 class _Pools(Collector):
@@ -74,13 +77,47 @@ class _Pools(Collector):
         yield from _histograms(sample)
 
 
-class Exposition:
-    """The registry behind /metrics. `sample` is called at each scrape."""
+class _Processes(Collector):
+    """What ProcessCollector says of each process, added up; the start is the first one's."""
 
-    def __init__(self, sample: Callable[[], Sample]) -> None:
+    def __init__(self, pids: Callable[[], list[int]]) -> None:
+        self._pids = pids
+        self._counted: dict[int, float] = {}
+        """Processor time of each process that was ever seen: a counter must not fall."""
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        found: dict[str, list[Metric]] = {}
+        for pid in self._pids():
+            for metric in ProcessCollector(pid=partial(int, pid), registry=None).collect():
+                found.setdefault(metric.name, []).append(metric)
+                if metric.type == "counter":
+                    self._counted[pid] = metric.samples[0].value
+        for name, each in found.items():
+            values = [metric.samples[0].value for metric in each]
+            if each[0].type == "counter":
+                value = sum(self._counted.values())
+                yield CounterMetricFamily(name, each[0].documentation, value=value)
+            else:
+                value = min(values) if name == "process_start_time_seconds" else sum(values)
+                yield GaugeMetricFamily(name, each[0].documentation, value=value)
+
+
+class Exposition:
+    """The registry behind /metrics. `sample` is called at each scrape, and `pids` too: the
+    processes that process_* add up."""
+
+    def __init__(
+        self, sample: Callable[[], Sample], pids: Callable[[], list[int]] | None = None
+    ) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Pools(sample))
-        ProcessCollector(registry=self._registry)
+        if pids is None:
+            ProcessCollector(registry=self._registry)
+        else:
+            self._registry.register(_Processes(pids))
         PlatformCollector(registry=self._registry)
 
     def render(self, accept: str) -> tuple[bytes, str]:
@@ -142,6 +179,14 @@ def _gauges(sample: Sample) -> Iterator[Metric]:
         "When those that hold were read, in seconds since the epoch",
         value=sample.reload_good_at,
     )
+    answers = GaugeMetricFamily(
+        "warmproxy_process_up",
+        "1 if the process answers; if not, the last that it said is in the sums",
+        labels=("process",),
+    )
+    for number, (is_up, _) in sample.processes.items():
+        answers.add_metric((number,), is_up)
+    yield answers
     build = GaugeMetricFamily("warmproxy_build_info", "Always 1", labels=("version",))
     build.add_metric((__version__,), 1)
     yield build
@@ -218,6 +263,14 @@ def _counters(sample: Sample) -> Iterator[Metric]:
         tunnel_bytes.add_metric((origin, "up"), tally.tunnel_bytes_up)
         tunnel_bytes.add_metric((origin, "down"), tally.tunnel_bytes_down)
     yield tunnel_bytes
+    restarts = CounterMetricFamily(
+        "warmproxy_process_restarts",
+        "Processes that were started in the place of one that had ended",
+        labels=("process",),
+    )
+    for number, (_, count) in sample.processes.items():
+        restarts.add_metric((number,), count)
+    yield restarts
 
 
 def _histograms(sample: Sample) -> Iterator[Metric]:

@@ -15,6 +15,8 @@ from warmproxy.origin import Origin
 from warmproxy.pool.origin_pool import OriginPool
 
 AnyPool = OriginPool[Any, Any]
+Said = dict[str, Any]
+"""What /pools says of one pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +64,16 @@ def awaited(pools: Iterable[AnyPool], configured: frozenset[Origin]) -> list[Any
 class View:
     """Where the pages look: each is asked when a page is. A reload changes `configured`."""
 
-    now: Callable[[], float]
-    pools: Callable[[], list[AnyPool]]
-    configured: frozenset[Origin]
-    readiness: Readiness
+    pools: Callable[[], list[Said]]
+    ready: Callable[[], list[tuple[str, bool, str]]]
+    """(what is waited for, ready, why)"""
+    draining: Callable[[], bool]
     metrics: Callable[[str], tuple[bytes, str]]
     """`Accept` -> text and content type."""
-    grant: Callable[[Wish], list[AnyPool]]
+    grant: Callable[[Wish], list[Said]]
     """The pools that fulfil a wish; raises WarmproxyError."""
+    silent: list[int] = field(default_factory=list)
+    """Processes of this daemon of which nothing is known now."""
 
 
 TEXT = "text/plain; charset=utf-8"
@@ -106,12 +110,14 @@ def respond(view: View, target: str, accept: str) -> Page:
 def submit(view: View, target: str, client: str) -> Page:
     """The page for a POST to /warm: 200 where all of it is warm already, else 202. `client` is
     the address of whoever asks. Raises WarmproxyError."""
-    if view.readiness.draining:
+    if view.draining():
         raise ShuttingDown("this proxy is shutting down")
-    granted = view.grant(parse(target.partition("?")[2], client))
-    now = view.now()
-    warm = all(pool.idle >= pool.target_idle(now) for pool in granted)
-    pools = [_pool(pool, pool.origin in view.configured, now) for pool in granted]
+    return granted(view.grant(parse(target.partition("?")[2], client)))
+
+
+def granted(pools: list[Said]) -> Page:
+    """What a POST to /warm is answered."""
+    warm = all(pool["fresh"] + pool["used"] >= pool["target_idle"] for pool in pools)
     return _json(200 if warm else 202, {"pools": pools})
 
 
@@ -120,24 +126,25 @@ def _json(status: int, value: object) -> Page:
 
 
 def _readyz(view: View, verbose: bool) -> Page:
-    said = view.readiness.look(awaited(view.pools(), view.configured), view.now())
-    ready = all(is_ready for _, is_ready, _ in said) and not view.readiness.draining
-    lines = ["ready" if ready else "draining" if view.readiness.draining else "not ready"]
+    said = view.ready()
+    ready = all(is_ready for _, is_ready, _ in said) and not view.draining()
+    lines = ["ready" if ready else "draining" if view.draining() else "not ready"]
     if verbose:
-        lines += [f"{'[+]' if ok else '[-]'} {origin} {why}" for origin, ok, why in said]
+        lines += [f"{'[+]' if ok else '[-]'} {what} {why}" for what, ok, why in said]
     return Page(200 if ready else 503, TEXT, "\n".join(lines).encode() + b"\n")
 
 
 def pools_as_json(view: View) -> dict[str, Any]:
-    now = view.now()
-    pools = [_pool(pool, pool.origin in view.configured, now) for pool in view.pools()]
+    pools = view.pools()
     counted = ("fresh", "used", "active", "dialling", "waiting", "dials", "hits", "misses")
     totals: dict[str, Any] = {name: sum(pool[name] for pool in pools) for name in counted}
     totals["saved_seconds"] = round(sum(pool["saved_seconds"] for pool in pools), 6)
-    return {"version": __version__, "pools": pools, "totals": totals}
+    silent = {"silent": view.silent} if view.silent else {}
+    return {"version": __version__, **silent, "pools": pools, "totals": totals}
 
 
-def _pool(pool: AnyPool, configured: bool, now: float) -> dict[str, Any]:
+def describe(pool: AnyPool, configured: bool, now: float) -> Said:
+    """What /pools says of a pool."""
     pool.account(now)
     tally, last, tls = pool.tally, pool.last_close, pool.origin.tls
     hits = tally.acquires[Outcome.FRESH] + tally.acquires[Outcome.USED]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from typing import cast
 
@@ -85,14 +86,17 @@ def _is_loopback(name: str) -> bool:
         return False
 
 
+Reply = Page | asyncio.Future[Page]
+
+
 class AdminConnection(asyncio.Protocol):
     """`respond` gets the target and the Accept field of a GET, `submit` the target of a POST and
-    the client's address. `open` holds those that live."""
+    the client's address; either may give the page later. `open` holds those that live."""
 
     def __init__(
         self,
-        respond: Callable[[str, str], Page],
-        submit: Callable[[str, str], Page],
+        respond: Callable[[str, str], Reply],
+        submit: Callable[[str, str], Reply],
         terms: AdminTerms,
         date: Callable[[], bytes],
         open: set["AdminConnection"],
@@ -103,6 +107,9 @@ class AdminConnection(asyncio.Protocol):
         self._date = date
         self._open = open
         self._input = HeadBuffer(MAX_HEAD, BadRequest)
+        self._unread = b""
+        self._awaited: asyncio.Future[Page] | None = None
+        """The page that comes later: what follows it is not read before."""
         self._served = True
         """Something since the last sweep; a new connection gets the whole time as well."""
         self._since = 0.0
@@ -123,14 +130,26 @@ class AdminConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)
+        if self._awaited is not None:
+            self._awaited.cancel()
 
     def data_received(self, data: bytes) -> None:
+        self._unread += data
+        self._proceed()
+
+    def _proceed(self) -> None:
         try:
-            while not self.transport.is_closing() and (found := self._input.feed(data)):
-                block, data = found
+            while self._awaited is None and not self.transport.is_closing():
+                data, self._unread = self._unread, b""
+                if (found := self._input.feed(data)) is None:
+                    return
+                block, self._unread = found
                 self._serve(parse_request_head(block))
         except WarmproxyError as error:
-            self._send(Page(error.status, TEXT, error.reason.encode() + b"\n"), close=True)
+            self._fail(error)
+
+    def _fail(self, error: WarmproxyError) -> None:
+        self._send(Page(error.status, TEXT, error.reason.encode() + b"\n"), close=True)
 
     def _serve(self, head: RequestHead) -> None:
         self._served = True
@@ -155,11 +174,31 @@ class AdminConnection(asyncio.Protocol):
             check_same_site(head, host)
             client = self.transport.get_extra_info("peername")[0]
             self._terms.access.check_client(client)
-            self._send(self._submit(target, client), close=close)
+            self._answer(self._submit(target, client), close=close)
             return
         accept = next((v for n, v in head.fields if n.lower() == b"accept"), b"")
-        page = self._respond(target, accept.decode("latin-1"))
-        self._send(page, close=close, head_only=head.method == b"HEAD")
+        reply = self._respond(target, accept.decode("latin-1"))
+        self._answer(reply, close=close, head_only=head.method == b"HEAD")
+
+    def _answer(self, reply: Reply, *, close: bool, head_only: bool = False) -> None:
+        if isinstance(reply, Page):
+            self._send(reply, close=close, head_only=head_only)
+            return
+        self._awaited = reply
+        self.transport.pause_reading()
+        reply.add_done_callback(partial(self._came, close=close, head_only=head_only))
+
+    def _came(self, reply: asyncio.Future[Page], *, close: bool, head_only: bool) -> None:
+        self._awaited = None
+        if self.transport.is_closing() or reply.cancelled():
+            return
+        self._served = True
+        self.transport.resume_reading()
+        try:
+            self._send(reply.result(), close=close, head_only=head_only)
+        except WarmproxyError as error:
+            self._fail(error)
+        self._proceed()
 
     def _send(self, page: Page, *, close: bool, head_only: bool = False, allow: str = "") -> None:
         reason = STATUS_REASONS.get(page.status, "")
