@@ -353,6 +353,21 @@ def test_who_is_silent_is_named(warmproxy, origin) -> None:
     assert proxy.count("warmproxy_requests_total", code_class="2xx") == asked
 
 
+def test_where_none_can_be_started_any_more_it_ends(warmproxy, origin) -> None:
+    """Without the process that they are forked from the others serve on; once one is missing, all
+    drain and whoever supervises the daemon is told by its exit status."""
+    web = origin()
+    proxy = warmproxy("--processes", "2", "--warm", f"{web.url}=2")
+    its = workers(proxy)
+    (seed,) = children(proxy.pid)
+    os.kill(seed, signal.SIGKILL)
+    assert proxy.fetch(f"{web.url}/").status == 200
+    os.kill(its[0], signal.SIGKILL)
+    assert proxy.exit_code() == 1
+    assert "no process can be started any more" in proxy.log().splitlines()[-1]
+    eventually(lambda: not Path(f"/proc/{its[1]}").exists())
+
+
 def test_a_wish_is_divided(warmproxy, origin, run) -> None:
     """POST /warm holds so many more in all, whatever the number of processes; and is refused where
     it would be refused by one."""
@@ -480,6 +495,7 @@ _ACTIVATE = """
 import os, socket, sys
 sock = socket.create_server(("127.0.0.1", int(sys.argv[1])))
 os.dup2(sock.fileno(), 3)
+os.set_inheritable(3, True)
 os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
 os.execv(sys.argv[2], sys.argv[2:])
 """

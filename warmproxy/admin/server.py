@@ -198,6 +198,9 @@ class AdminConnection(asyncio.Protocol):
             self._send(reply.result(), close=close, head_only=head_only)
         except WarmproxyError as error:
             self._fail(error)
+        except BaseException:
+            self.transport.abort()
+            raise
         self._proceed()
 
     def _send(self, page: Page, *, close: bool, head_only: bool = False, allow: str = "") -> None:

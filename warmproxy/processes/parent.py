@@ -105,18 +105,18 @@ class Parent:
             loop.add_signal_handler(number, self._stop)
         self._all_doors.open(self._settings)
         self._all_doors.close_old()
-        started = await asyncio.gather(*map(self._start, self._places), return_exceptions=True)
-        for place, result in zip(self._places, started, strict=True):
-            if isinstance(result, BaseException):
+        started = await asyncio.gather(*map(self._fill, self._places), return_exceptions=True)
+        for error in started:
+            if error is not None:
                 self._stop()
                 await self._drain()
-                raise result
-            place.child = result
+                raise error
         await self._admin_doors.open()
         await self._open_admin()
         warm = [f"{upstream.origin}={upstream.warm}" for upstream in self._settings.upstream]
         say_hello(self._settings, self._all_doors.first, warm)
         loop.add_signal_handler(signal.SIGHUP, self._reloads.ask)
+        loop.add_signal_handler(signal.SIGUSR2, self._refuse_upgrade)
         self._do(self._tell_when_ready())
         self._sweep()
         await self._stopping.wait()
@@ -184,6 +184,10 @@ class Parent:
             child.stop()
         return child
 
+    async def _fill(self, place: Place) -> None:
+        async with place.turn:
+            place.child = await self._start(place)
+
     async def _watch(self, place: Place, child: Child) -> None:
         """Until it has ended; and where nobody asked it to, start another."""
         await child.ended.wait()
@@ -231,17 +235,18 @@ class Parent:
         if place.child is child and not self._stopping.is_set():
             self._do(self._replace_asked(place, child))
 
-    async def _replace_asked(self, place: Place, child: Child | None) -> None:
+    async def _replace_asked(self, place: Place, only: Child | None = None) -> None:
         try:
-            await self._replace(place, child)
+            await self._replace(place, only)
         except StartError as error:
             self._tell_failed(place, error)
 
-    async def _replace(self, place: Place, old: Child | None) -> None:
-        """Put a new process in the place of one, which drains once its successor is warm. Raises
-        StartError, and then the old one stays."""
+    async def _replace(self, place: Place, only: Child | None = None) -> None:
+        """Put a new process in the place of the one that is there (`only` of this one), which
+        drains once its successor is warm. Raises StartError, and then the old one stays."""
         async with place.turn:
-            if place.child is not old:
+            old = place.child
+            if only not in (None, old):
                 return
             new = await self._start(place)
             await self._until_warm(new)
@@ -271,6 +276,10 @@ class Parent:
 
     # ── other settings ───────────────────────────────────────────────────────────────────────
 
+    def _refuse_upgrade(self) -> None:
+        reason = "with 'processes' it is a restart: there is nobody who could take over from all"
+        log.event("upgrade_failed", level="error", reason=reason)
+
     def _reread(self) -> Prepared:
         """Whatever would keep a process from taking them is found here."""
         return wiring.prepare(self._inherited.over(self._read()))
@@ -288,9 +297,10 @@ class Parent:
         if has_other_doors:
             await self._replace_all(before)
         else:
-            for child in [place.child for place in self._places]:
-                if child is not None:
-                    child.reload(self._share(child.number))
+            for place in self._places:
+                async with place.turn:
+                    if place.child is not None:
+                        place.child.reload(self._share(place.number))
         self._admin_terms.become(self._new_admin_terms())
         await self._open_admin()
         self._all_doors.close_old()
@@ -301,12 +311,12 @@ class Parent:
         """One after the other. Raises StartError, and then all have the settings of before."""
         try:
             for place in self._places:
-                await self._replace(place, place.child)
+                await self._replace(place)
         except StartError:
             self._settings = before
             self._all_doors.open(before)  # nothing of it was closed
             for place in self._places:
-                await self._replace_asked(place, place.child)
+                await self._replace_asked(place)
             self._all_doors.close_old()
             raise
 
