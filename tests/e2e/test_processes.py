@@ -13,7 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.daemon import Warmproxy, command, fetch_on, read_reply, toml, warmproxy_environ
+from tests.e2e.daemon import (
+    Warmproxy,
+    command,
+    fetch_on,
+    read_reply,
+    toml,
+    wait_warm,
+    warmproxy_environ,
+)
 from tests.e2e.harness import Process, accepts, always, eventually, free_port
 
 
@@ -174,7 +182,8 @@ def test_a_process_that_is_killed_is_replaced(warmproxy, origin) -> None:
     assert victim not in workers(proxy)
     assert len(spread(proxy, f"{web.url}/")) == 2
     eventually(lambda: proxy.admin_status("/readyz") == 200)
-    eventually(lambda: proxy.pool(web.url)["fresh"] == proxy.pool(web.url)["target_idle"] == 6)
+    wait_warm(proxy, web.url, 6)
+    assert proxy.pool(web.url)["target_idle"] == 6
     after = proxy.count("warmproxy_requests_total", code_class="2xx")
     assert before <= after <= len(web.requests)
     ended = events(proxy, "process_ended")
@@ -227,7 +236,7 @@ def test_what_is_in_flight_is_finished_at_a_stop(warmproxy, origin, how) -> None
         assert read_reply(client).status == 200
     assert proxy.exit_code() == 0
     assert not [pid for pid in all_of_them if Path(f"/proc/{pid}").exists()]
-    assert [line["cut_short"] for line in events(proxy, "stopped")] == [0, 0]
+    assert {line["cut_short"] for line in events(proxy, "stopped")} == {0}
 
 
 def test_the_second_signal_ends_the_grace_time(warmproxy, origin) -> None:
