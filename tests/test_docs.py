@@ -12,6 +12,7 @@ from warmproxy import cli, control, crowd, hello, log, reload, service, state, u
 from warmproxy.admin import pages
 from warmproxy.loading import load
 from warmproxy.observe import CloseReason, Outcome
+from warmproxy.processes import parent
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,7 +51,7 @@ def test_each_admin_page_is_mentioned() -> None:
 
 
 def test_each_event_is_described() -> None:
-    modules = (control, crowd, hello, log, reload, service, state, upgrade, warming)
+    modules = (control, crowd, hello, log, parent, reload, service, state, upgrade, warming)
     source = "".join(map(inspect.getsource, modules))
     events = set(re.findall(r'(?:\bevent|_limited)\(\s*"(\w+)"', source))
     assert len(events) >= 10

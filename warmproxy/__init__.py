@@ -6,7 +6,8 @@ Floors. A module imports only from floors below its own, or from earlier modules
 
     cli, tools     arguments -> Settings -> service; programs beside the daemon
     clients        adapters for other programs' HTTP libraries; imports nothing of the daemon
-    4  service     listens, sweeps, drains; wiring makes the parts that it puts together
+    4  processes   a parent and several services, where the settings ask for them
+       service     listens, sweeps, drains; wiring makes the parts that it puts together
        reload      SIGHUP: other settings for the parts; upgrade: SIGUSR2, the next process
        crowd       pauses accepting before descriptors run out
        sample      what one scrape shows; hello: what is said when the doors are open
@@ -23,7 +24,7 @@ Floors. A module imports only from floors below its own, or from earlier modules
     2  pool        which connections there are and should be: OriginPool, Registry   (no HTTP)
        protocol    bytes -> heads, framing, targets; Exchange: events in, actions out (no sockets)
     1  policy      pure judgement: sizing, schedule, retire, learn, backoff, retry, priming, guard,
-                   access
+                   access, shares
     0  loading     flag > environment > file > default, every problem at once
        settings, observe, errors, origin, cron, toml_lines: the vocabulary
 

@@ -109,6 +109,11 @@ def _run(args: argparse.Namespace) -> int:
         return _load(args, _missing).settings
 
     settings = read()
+    if settings.processes > 1:
+        from warmproxy.processes.parent import run_all
+
+        run_all(settings, read, takeover=args.takeover)
+        return 0
     from warmproxy.service import run
 
     run(settings, read, takeover=args.takeover)
@@ -184,6 +189,7 @@ def _load(
     flags = {
         name: getattr(args, name, None)
         for name in (
+            "processes",
             "listen",
             "admin",
             "warm",
@@ -210,6 +216,9 @@ def _read(path: str) -> str:
 def _missing(loaded: Loaded) -> Iterator[str]:
     """`check` and `run` must agree, so what `run` needs of the machine is looked at here."""
     settings = loaded.settings
+    if settings.processes > 1 and not sys.platform.startswith("linux"):
+        source, count = loaded.sources["processes"], settings.processes
+        yield f"{source}: 'processes' {count}: only Linux spreads connections over several"
     path = settings.credentials_file
     if path:
         try:
@@ -447,6 +456,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", metavar="FILE", help=f"settings file (default: {DEFAULT_CONFIG}, if there)")
+    add("--processes", metavar="N", help="how many processes serve (1)")
     add(
         "--listen",
         metavar="HOST:PORT",

@@ -1,16 +1,14 @@
 """What the daemon says when its doors are open: to the log, and to a person."""
 
 import socket
-from collections.abc import Iterable
-from typing import Any
 
 from warmproxy import __version__, log
-from warmproxy.pool.origin_pool import OriginPool
 from warmproxy.settings import Settings
 from warmproxy.wiring import Sockets
 
 
-def say_hello(settings: Settings, sockets: Sockets, pools: Iterable[OriginPool[Any, Any]]) -> None:
+def say_hello(settings: Settings, sockets: Sockets, warm: list[str]) -> None:
+    """`warm`: URL=N of each pool that is held."""
     addresses = [_address(sock) for sock in sockets.proxy.values()]
     log.event(
         "listening",
@@ -18,7 +16,8 @@ def say_hello(settings: Settings, sockets: Sockets, pools: Iterable[OriginPool[A
         proxy=addresses,
         gateways=[_address(sock) for sock in sockets.gateways.values()] or None,
         admin=next(map(_address, sockets.admin.values()), None),
-        warm=[f"{pool.origin}={pool.target_idle(0.0)}" for pool in pools],
+        processes=settings.processes if settings.processes > 1 else None,
+        warm=warm,
     )
     warn_of_unverified(settings)
     if settings.log_format != "json":

@@ -14,6 +14,8 @@ from warmproxy.cron import Cron, zone
 from warmproxy.errors import ConfigError
 from warmproxy.origin import Origin, origin_of_url
 from warmproxy.settings import (
+    DEALT,
+    DEALT_BY_ORIGIN,
     DEFAULTS,
     GATEWAY,
     NESTED,
@@ -471,6 +473,18 @@ class _Loader:
             what = f"all upstreams' 'warm' add up to {total}, more than the {most} of "
             self.problem(last, what + "'max_connections'; set that at the top level")
 
+    def check_shares(self) -> None:
+        """Each process needs one of all that is dealt: else their limits would add up to more."""
+        count, _ = self.value("processes")
+        keys = list(DEALT)
+        for table in ("defaults", *(_key("upstream", i) for i in self.origins)):
+            keys += [f"{table}.{name}" for name in DEALT_BY_ORIGIN]
+        for key in keys:
+            most, place = self.value(key)
+            if 0 < most < count and self.sound(key, "processes"):
+                what = f"is {most}, less than the {count} of 'processes': each needs one"
+                self.about(key, place, what)
+
     def check_auto(self, i: int, origin: Origin) -> None:
         """warm_min <= warm_max <= max_connections; and both only where they mean something."""
         warm, place = self.value(_key("upstream", i, "warm"))
@@ -506,6 +520,7 @@ class _Loader:
         self.check_sources()
         self.check_primes()
         self.check_counts()
+        self.check_shares()
         if self.problems:
             self.problems.sort(key=lambda problem: problem[:2])
             raise ConfigError(list(dict.fromkeys(line for _, _, line in self.problems)))

@@ -30,14 +30,16 @@ _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ER
 _LOG = logging.getLogger("warmproxy")
 
 
-def setup(format: str, stream: TextIO) -> None:
-    """Send events to `stream`, as `text`, `json`, or `auto`: text if it is a terminal.
+def setup(format: str, stream: TextIO, process: int | None = None) -> None:
+    """Send events to `stream`, as `text`, `json`, or `auto`: text if it is a terminal. Where there
+    are several processes, each line has the number of its own.
 
     What asyncio reports goes there too, in the same form. Calling it again replaces the first.
     """
     as_text = format == "text" or (format == "auto" and stream.isatty())
     handler = _Handler(stream)
     handler.setFormatter(_Text() if as_text else _Json())
+    handler.process = process
     for logger, level in ((_LOG, logging.INFO), (logging.getLogger("asyncio"), logging.WARNING)):
         for old in [h for h in logger.handlers if isinstance(h, _Handler)]:
             logger.removeHandler(old)
@@ -154,6 +156,13 @@ class LogObserver(Observer):
 
 
 class _Handler(logging.StreamHandler[TextIO]):
+    process: int | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.process is not None:
+            record.number = self.process
+        super().emit(record)
+
     def handleError(self, record: logging.LogRecord) -> None:
         """Nothing: a reader that went away, or a full disk, must not stop the proxy."""
 
@@ -185,6 +194,8 @@ def _parts(record: logging.LogRecord, formatter: logging.Formatter) -> dict[str,
         fields = {"event": record.event, **getattr(record, "fields", {})}
     else:
         fields = {"event": "log", "logger": record.name, "message": record.getMessage()}
+    if hasattr(record, "number"):
+        fields["process"] = record.number
     parts = {key: _clean(value) for key, value in fields.items() if value is not None}
     if record.exc_info:  # ours to mend: whole, whatever its length
         parts["traceback"] = formatter.formatException(record.exc_info)

@@ -4,7 +4,7 @@ Origins that are not configured share the label origin="other", so that clients 
 number of series.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
@@ -48,6 +48,8 @@ class Sample:
     reload_is_good: bool = True
     reload_good_at: float = 0.0
     """Seconds since the epoch."""
+    processes: dict[str, tuple[bool, int]] = field(default_factory=lambda: {"1": (True, 0)})
+    """By number: whether it answers, and how often it was started anew."""
 
 
 def take(

@@ -9,14 +9,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
 import uvloop
 
 from warmproxy import log, sample, systemd, wiring
-from warmproxy.admin.pages import Readiness, View, awaited, respond, submit
+from warmproxy.admin.pages import Readiness, Said, View, awaited, describe, respond, submit
 from warmproxy.admin.server import AdminConnection
 from warmproxy.control import Control, Offer, Taken, take
 from warmproxy.crowd import Crowd
@@ -25,7 +25,7 @@ from warmproxy.hello import say_hello, warn_of_unverified
 from warmproxy.net.changes import NetworkChanges, read_clocks, slept
 from warmproxy.net.client import Clients
 from warmproxy.net.dialer import Dialer
-from warmproxy.net.housekeeper import Housekeeper, Waiter
+from warmproxy.net.housekeeper import Housekeeper, Pool, Waiter
 from warmproxy.net.listener import Address, Doors, Factory
 from warmproxy.net.prime import Primer
 from warmproxy.net.resolver import Resolver
@@ -64,7 +64,11 @@ def run(settings: Settings, read: Callable[[], Settings], *, takeover: bool = Fa
 
 
 class Service:
-    """One run of the daemon. `serve` is its whole life."""
+    """One run of the daemon. `serve` is its whole life.
+
+    With a `pseudonym` (its name in Via) it is one of several processes: the parent says when it
+    stops, leaves or takes other settings, greets, and serves the admin pages.
+    """
 
     def __init__(
         self,
@@ -72,6 +76,7 @@ class Service:
         read: Callable[[], Settings],
         notifier: Notifier,
         inherited: Inherited,
+        pseudonym: bytes = b"",
     ) -> None:
         self._settings = settings
         self._read = read
@@ -79,7 +84,10 @@ class Service:
         self._inherited = inherited
         self._loop_lag = 0.0
         self._date = (0, b"")
-        self._pseudonym = b"warmproxy-" + secrets.token_hex(4).encode()
+        self._is_part = bool(pseudonym)
+        self._pseudonym = pseudonym or new_pseudonym()
+        self.opened = asyncio.Event()
+        """The doors are open."""
         self._admins: set[AdminConnection] = set()
         self._terms: dict[Address, Terms] = {}
         """What holds for those who came in at each address, now or in the past: shared by their
@@ -99,13 +107,15 @@ class Service:
     async def serve(self, *, takeover: bool = False) -> None:
         """Build, listen, and stay until a signal comes; then drain."""
         self._loop = loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
+        if not self._is_part:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.stop)
         self._reloads = Reloads(self._reread, self._adopt, self._notifier)
         taken = await self._take_over() if takeover else None
         self._build(taken)
-        loop.add_signal_handler(signal.SIGHUP, self._reloads.ask)
-        loop.add_signal_handler(signal.SIGUSR2, self._upgrade.begin)
+        if not self._is_part:
+            loop.add_signal_handler(signal.SIGHUP, self.reload)
+            loop.add_signal_handler(signal.SIGUSR2, self._upgrade.begin)
         self._warming.tick(time.time())
         if taken is None:
             await self._open()
@@ -166,19 +176,18 @@ class Service:
         self._warming = Warming(settings, rules.proxy, self._housekeeper, loop.time)
         self._doors = Doors(self._entrances(rules))
         self._readiness = Readiness(deadline=loop.time() + settings.ready_timeout)
-        self._view = View(
-            now=loop.time,
-            pools=lambda: list(registry),
-            configured=registry.configured,
-            readiness=self._readiness,
+        self.view = View(
+            pools=lambda: self._describe(list(registry)),
+            ready=self._ready,
+            draining=lambda: self._readiness.draining,
             metrics=self._metrics,
-            grant=self._warming.grant,
+            grant=lambda wish: list(self._describe(self._warming.grant(wish))),
         )
         self._admin_terms = rules.admin
         self._admin_doors = Doors(self._admin_entrances(rules))
         descriptors = wiring.raise_descriptor_limit() - DESCRIPTORS_APART
         self._crowd = Crowd(self._doors, self._clients, self._housekeeper, loop, descriptors)
-        self._control = Control(loop, self._offer, self._leave)
+        self._control = Control(loop, self._offer, self.leave)
 
     def _entrances(self, rules: Rules) -> dict[Address, tuple[socket.socket, Factory]]:
         """The proxy's own listeners and the gateways', each with what holds there."""
@@ -191,8 +200,8 @@ class Service:
     def _admin_entrances(self, rules: Rules) -> dict[Address, tuple[socket.socket, Factory]]:
         factory = partial(
             AdminConnection,
-            partial(respond, self._view),
-            partial(submit, self._view),
+            partial(respond, self.view),
+            partial(submit, self.view),
             self._admin_terms,
             self._http_date,
             self._admins,
@@ -201,8 +210,20 @@ class Service:
 
     async def _open(self) -> None:
         await self._doors.open()
-        await self._admin_doors.open()
-        say_hello(self._settings, self._rules.sockets, self._registry)
+        if not self._is_part:
+            await self._admin_doors.open()
+            warm = [f"{pool.origin}={pool.target_idle(0.0)}" for pool in self._registry]
+            say_hello(self._settings, self._rules.sockets, warm)
+        self.opened.set()
+
+    def _describe(self, pools: Iterable[Pool]) -> Iterator[Said]:
+        for pool in pools:
+            yield describe(pool, pool.origin in self._registry.configured, self._loop.time())
+
+    def _ready(self) -> list[tuple[str, bool, str]]:
+        pools = awaited(self._registry, self._registry.configured)
+        said = self._readiness.look(pools, self._loop.time())
+        return [(str(origin), is_ready, why) for origin, is_ready, why in said]
 
     # ── another process's listeners, and ours for another ────────────────────────────────────
 
@@ -241,16 +262,20 @@ class Service:
             self._state.handed_over(self._registry),
         )
 
-    def _leave(self, pid: int) -> None:
-        """The process with that id has taken over."""
+    def leave(self, pid: int) -> None:
+        """The process with that id has taken over: drain patiently."""
         self._successor = pid
         self._control.close()
         self._doors.close()
         self._admin_doors.close()
         self._notifier.succeeded_by(pid)
-        self._stop()
+        self.stop()
 
     # ── other settings ───────────────────────────────────────────────────────────────────────
+
+    def reload(self) -> None:
+        """Read the settings anew, and put them to use where nothing is wrong with them."""
+        self._reloads.ask()
 
     def _reread(self) -> Prepared:
         return wiring.prepare(self._inherited.over(self._read()), self._rules.contexts)
@@ -277,16 +302,17 @@ class Service:
         for address, terms in self._terms.items():
             terms.become(rules.terms(address, terms.gateway))
         self._admin_terms.become(rules.admin)
-        self._view.configured = self._registry.configured
         await self._adopt_doors(rules, before)
         self._control.open(settings.control)
-        warn_of_unverified(settings)
+        if not self._is_part:
+            warn_of_unverified(settings)
         return changed, fixed
 
     async def _adopt_doors(self, rules: Rules, before: wiring.Sockets) -> None:
         try:
             await self._doors.adopt(self._entrances(rules))
-            await self._admin_doors.adopt(self._admin_entrances(rules))
+            if not self._is_part:
+                await self._admin_doors.adopt(self._admin_entrances(rules))
         except OSError as error:  # no descriptor left: the next look tries again
             self._doors.pause()
             log.event("accept_failed", level="warning", reason=str(error))
@@ -300,8 +326,7 @@ class Service:
         """Say once that the pools are warm, or which are not when the time for it is over."""
         if self._settled.is_set():
             return
-        pools = awaited(self._registry, self._registry.configured)
-        said = self._readiness.look(pools, self._loop.time())
+        said = self._ready()
         if not all(ready for _, ready, _ in said):
             self._loop.call_later(READY_SECONDS, self._look_if_settled)
             return
@@ -356,7 +381,8 @@ class Service:
             self._date = (second, _date_field(second))
         return self._date[1]
 
-    def _sample(self) -> sample.Sample:
+    def sample(self) -> sample.Sample:
+        """All that a scrape shows."""
         return sample.take(
             self._registry,
             self._loop.time(),
@@ -371,11 +397,12 @@ class Service:
         # here and not above: 27 ms and 3 MiB, for those that scrape
         from warmproxy.metrics import render
 
-        return render(self._sample(), accept)
+        return render(self.sample(), accept)
 
     # ── leaving ──────────────────────────────────────────────────────────────────────────────
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Drain; asked twice, cut what is left at once."""
         if self._stopping.is_set():
             self._cut += self._clients.abort()  # asked twice: the grace time is over
         self._stopping.set()
@@ -385,6 +412,8 @@ class Service:
         """Accept nothing more, let exchanges in flight finish within the grace time."""
         self._readiness.draining = self._admin_terms.draining = True
         self._doors.close()
+        if self._is_part:  # the parent's: where that is gone, nobody answers there
+            self._admin_doors.close()
         if self._successor is None:
             self._notifier.stopping()
             self._clients.drain()
@@ -422,6 +451,11 @@ class Service:
                 await self._clients.none_left.wait()
         except TimeoutError:
             pass
+
+
+def new_pseudonym() -> bytes:
+    """Our name in Via, by which a request that comes round is known."""
+    return b"warmproxy-" + secrets.token_hex(4).encode()
 
 
 def _date_field(second: int) -> bytes:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -326,6 +326,14 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The top level of the file."""
 
+    processes: Annotated[
+        int,
+        Meta(ge=1, le=64),
+        _says(
+            "Processes that serve, for those who outgrow one core: each has its share of what is "
+            "held warm, and of every number that says at most."
+        ),
+    ] = 1
     listen: Annotated[
         tuple[str, ...],
         _says(
@@ -523,6 +531,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return upstream.warm if self.needs_tls(upstream.origin) else 0
 
 
+DEALT = ("max_connections", "max_clients", "max_clients_per_address", "max_tunnels")
+DEALT_BY_ORIGIN = ("max_connections", "max_waiting")
+"""What is dealt to several processes, and each must have one of; 0 is 0 for all of them."""
+
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+
+def changed(settings: _Struct, **values: object) -> _Struct:
+    """The same with other values, which are not judged again."""
+    return msgspec.structs.replace(settings, **values)
+
+
 # ── what the fields say about themselves ─────────────────────────────────────────────────────
 
 
@@ -639,7 +659,7 @@ TABLES: Mapping[str, Mapping[str, Field]] = {
     "upstream.warm_at": WINDOW,
     "gateway": GATEWAY,
 }
-FIXED = ("state_file",)
+FIXED = ("processes", "state_file")
 """what only a restart changes"""
 NESTED = ("defaults", "upstream", "gateway")
 """the fields of the top level that are tables"""

@@ -11,7 +11,7 @@ from typing import Any
 from warmproxy import log
 from warmproxy.admin.server import AdminHosts, AdminTerms
 from warmproxy.errors import StartError
-from warmproxy.net.listener import Address, listen
+from warmproxy.net.listener import Address, Group, listen
 from warmproxy.net.tls import Contexts
 from warmproxy.origin import Origin, origin_of_url, secured
 from warmproxy.policy.access import LOOPBACK, Access
@@ -119,9 +119,12 @@ def prepare(settings: Settings, before: Contexts | None = None) -> Prepared:
     return Prepared(settings, contexts, read_credentials(settings.credentials_file))
 
 
-def bind(settings: Settings, have: Mapping[Address, socket.socket]) -> Sockets:
-    """All listening sockets: those that we have, and new ones. Raises StartError, and then there
-    are no new ones."""
+def bind(
+    settings: Settings, have: Mapping[Address, socket.socket], *, in_groups: bool = False
+) -> Sockets:
+    """All listening sockets: those that we have, and new ones; with `in_groups` others may join
+    them at their addresses, the admin listener apart. Raises StartError, and then there are no new
+    ones."""
     # who did not ask for [::1] is not stopped by a machine without IPv6
     as_shipped = settings.listen == Settings().listen
     opened = []
@@ -136,7 +139,8 @@ def bind(settings: Settings, have: Mapping[Address, socket.socket]) -> Sockets:
             sock = have.get(address)
             if sock is None:
                 optional = name == "proxy" and as_shipped and ":" in host
-                sock = listen(host, port, purpose=purpose, optional=optional)
+                group: Group = "first" if in_groups and name != "admin" else None
+                sock = listen(host, port, purpose=purpose, optional=optional, group=group)
                 if sock is not None:
                     opened.append(sock)
             if sock is not None:

@@ -16,6 +16,8 @@ from warmproxy.origin import Origin
 from warmproxy.pool.origin_pool import OriginPool
 
 AnyPool = OriginPool[Any, Any]
+Said = dict[str, Any]
+"""What /pools says of one pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +66,17 @@ def awaited(pools: Iterable[AnyPool], configured: frozenset[Origin]) -> list[Any
 class View:
     """Where the pages look: each is asked when a page is. A reload changes `configured`."""
 
-    now: Callable[[], float]
-    pools: Callable[[], list[AnyPool]]
-    configured: frozenset[Origin]
-    readiness: Readiness
+    pools: Callable[[], Iterable[Said]]
+    """Each is described when its turn comes."""
+    ready: Callable[[], list[tuple[str, bool, str]]]
+    """(what is waited for, ready, why)"""
+    draining: Callable[[], bool]
     metrics: Callable[[str], tuple[Iterator[bytes], str]]
     """`Accept` -> text, in pieces, and content type."""
-    grant: Callable[[Wish], list[AnyPool]]
+    grant: Callable[[Wish], list[Said]]
     """The pools that fulfil a wish; raises WarmproxyError."""
+    silent: list[int] = field(default_factory=list)
+    """Processes of this daemon of which nothing is known now."""
 
 
 TEXT = "text/plain; charset=utf-8"
@@ -108,12 +113,14 @@ def respond(view: View, target: str, accept: str) -> Page:
 def submit(view: View, target: str, client: str) -> Page:
     """The page for a POST to /warm: 200 where all of it is warm already, else 202. `client` is
     the address of whoever asks. Raises WarmproxyError."""
-    if view.readiness.draining:
+    if view.draining():
         raise ShuttingDown("this proxy is shutting down")
-    granted = view.grant(parse(target.partition("?")[2], client))
-    now = view.now()
-    warm = all(pool.idle >= pool.target_idle(now) for pool in granted)
-    pools = [_pool(pool, pool.origin in view.configured, now) for pool in granted]
+    return granted(view.grant(parse(target.partition("?")[2], client)))
+
+
+def granted(pools: list[Said]) -> Page:
+    """What a POST to /warm is answered."""
+    warm = all(pool["fresh"] + pool["used"] >= pool["target_idle"] for pool in pools)
     return _json(200 if warm else 202, {"pools": pools})
 
 
@@ -122,11 +129,11 @@ def _json(status: int, value: object) -> Page:
 
 
 def _readyz(view: View, verbose: bool) -> Page:
-    said = view.readiness.look(awaited(view.pools(), view.configured), view.now())
-    ready = all(is_ready for _, is_ready, _ in said) and not view.readiness.draining
-    lines = ["ready" if ready else "draining" if view.readiness.draining else "not ready"]
+    said = view.ready()
+    ready = all(is_ready for _, is_ready, _ in said) and not view.draining()
+    lines = ["ready" if ready else "draining" if view.draining() else "not ready"]
     if verbose:
-        lines += [f"{'[+]' if ok else '[-]'} {origin} {why}" for origin, ok, why in said]
+        lines += [f"{'[+]' if ok else '[-]'} {what} {why}" for what, ok, why in said]
     return Page(200 if ready else 503, TEXT, "\n".join(lines).encode() + b"\n")
 
 
@@ -139,14 +146,13 @@ def _pools(view: View) -> Iterator[bytes]:
     counted = ("fresh", "used", "active", "dialling", "waiting", "dials", "hits", "misses")
     totals: dict[str, Any] = dict.fromkeys((*counted, "saved_seconds"), 0)
     pools = iter(view.pools())
-    yield f'{{\n "version": {json.dumps(__version__)},\n "pools": ['.encode()
+    silent = f' "silent": {json.dumps(view.silent)},\n' if view.silent else ""
+    yield f'{{\n "version": {json.dumps(__version__)},\n{silent} "pools": ['.encode()
     before, after = "\n  ", ""
     while some := list(islice(pools, POOLS)):
-        now = view.now()
-        said = [_pool(pool, pool.origin in view.configured, now) for pool in some]
         for name in totals:
-            totals[name] += sum(pool[name] for pool in said)
-        texts = (json.dumps(pool, indent=1).replace("\n", "\n  ") for pool in said)
+            totals[name] += sum(pool[name] for pool in some)
+        texts = (json.dumps(pool, indent=1).replace("\n", "\n  ") for pool in some)
         yield (before + ",\n  ".join(texts)).encode()
         before, after = ",\n  ", "\n "
     totals["saved_seconds"] = round(totals["saved_seconds"], 6)
@@ -154,7 +160,8 @@ def _pools(view: View) -> Iterator[bytes]:
     yield f'{after}],\n "totals": {end}\n}}\n'.encode()
 
 
-def _pool(pool: AnyPool, configured: bool, now: float) -> dict[str, Any]:
+def describe(pool: AnyPool, configured: bool, now: float) -> Said:
+    """What /pools says of a pool."""
     pool.account(now)
     tally, last, tls = pool.tally, pool.last_close, pool.origin.tls
     hits = tally.acquires[Outcome.FRESH] + tally.acquires[Outcome.USED]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from typing import cast
 
@@ -85,14 +86,20 @@ def _is_loopback(name: str) -> bool:
         return False
 
 
+Reply = Page | asyncio.Future[Page]
+
+
 class AdminConnection(asyncio.Protocol):
     """`respond` gets the target and the Accept field of a GET, `submit` the target of a POST and
-    the client's address. `open` holds those that live."""
+    the client's address; either may give the page later. `open` holds those that live.
+
+    A long page goes out piece by piece, one in each turn of the loop.
+    """
 
     def __init__(
         self,
-        respond: Callable[[str, str], Page],
-        submit: Callable[[str, str], Page],
+        respond: Callable[[str, str], Reply],
+        submit: Callable[[str, str], Reply],
         terms: AdminTerms,
         date: Callable[[], bytes],
         open: set["AdminConnection"],
@@ -103,10 +110,12 @@ class AdminConnection(asyncio.Protocol):
         self._date = date
         self._open = open
         self._input = HeadBuffer(MAX_HEAD, BadRequest)
+        self._unread = b""
+        """What came behind a request whose page is not out yet."""
+        self._awaited: asyncio.Future[Page] | None = None
+        """The page that comes later."""
         self._pieces: Iterator[bytes] | None = None
         """What is left of the page that is being sent."""
-        self._ahead = b""
-        """What came meanwhile."""
         self._sending: asyncio.Handle | None = None
         self._chunked = self._closes = self._is_full = False
         self._served = True
@@ -130,6 +139,8 @@ class AdminConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)
         self._pieces = None
+        if self._awaited is not None:
+            self._awaited.cancel()
 
     def pause_writing(self) -> None:
         self._is_full = True
@@ -141,23 +152,33 @@ class AdminConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._closes = True
-        return self._pieces is not None
+        return self._is_busy
 
     def data_received(self, data: bytes) -> None:
-        if self._pieces is not None:  # one page after the other
-            self._ahead += data
-            if len(self._ahead) > MAX_HEAD:
-                self.transport.abort()
+        self._unread += data
+        if self._is_busy and len(self._unread) > MAX_HEAD:
+            self.transport.abort()
             return
+        self._proceed()
+
+    @property
+    def _is_busy(self) -> bool:
+        """With a page: what follows its request is not looked at before it is out."""
+        return self._pieces is not None or self._awaited is not None
+
+    def _proceed(self) -> None:
         try:
-            while not self.transport.is_closing() and (found := self._input.feed(data)):
-                block, data = found
-                self._serve(parse_request_head(block))
-                if self._pieces is not None:
-                    self._ahead = data
+            while not self._is_busy and not self.transport.is_closing():
+                data, self._unread = self._unread, b""
+                if (found := self._input.feed(data)) is None:
                     return
+                block, self._unread = found
+                self._serve(parse_request_head(block))
         except WarmproxyError as error:
-            self._send(Page(error.status, TEXT, error.reason.encode() + b"\n"), close=True)
+            self._fail(error)
+
+    def _fail(self, error: WarmproxyError) -> None:
+        self._send(Page(error.status, TEXT, error.reason.encode() + b"\n"), close=True)
 
     def _serve(self, head: RequestHead) -> None:
         self._served = True
@@ -177,25 +198,44 @@ class AdminConnection(asyncio.Protocol):
             )
         host = judged.host.decode("ascii")
         self._terms.hosts.check(host, target)
+        self._chunked = head.version != b"1.0"  # else a long page ends with the connection
         close = self._terms.draining or not judged.keep_alive
         if head.method == b"POST":
             check_same_site(head, host)
             client = self.transport.get_extra_info("peername")[0]
             self._terms.access.check_client(client)
-            self._send(self._submit(target, client), close=close)
+            self._answer(self._submit(target, client), close=close)
             return
         accept = next((v for n, v in head.fields if n.lower() == b"accept"), b"")
-        page = self._respond(target, accept.decode("latin-1"))
-        head_only = head.method == b"HEAD"
-        if isinstance(page.body, bytes):
-            self._send(page, close=close, head_only=head_only)
-        else:
-            self._chunked = head.version != b"1.0"  # else the page ends with the connection
-            self._closes = close or not self._chunked
-            self._send_in_pieces(page, page.body, head_only=head_only)
+        reply = self._respond(target, accept.decode("latin-1"))
+        self._answer(reply, close=close, head_only=head.method == b"HEAD")
+
+    def _answer(self, reply: Reply, *, close: bool, head_only: bool = False) -> None:
+        if isinstance(reply, Page):
+            self._send(reply, close=close, head_only=head_only)
+            return
+        self._awaited = reply
+        reply.add_done_callback(partial(self._came, close=close, head_only=head_only))
+
+    def _came(self, reply: asyncio.Future[Page], *, close: bool, head_only: bool) -> None:
+        self._awaited = None
+        if self.transport.is_closing() or reply.cancelled():
+            return
+        self._served = True
+        try:
+            self._send(reply.result(), close=close or self._closes, head_only=head_only)
+        except WarmproxyError as error:
+            self._fail(error)
+        except BaseException:
+            self.transport.abort()
+            raise
+        self._proceed()
 
     def _send(self, page: Page, *, close: bool, head_only: bool = False, allow: str = "") -> None:
-        assert isinstance(page.body, bytes)
+        if not isinstance(page.body, bytes):
+            self._closes = close or self._closes or not self._chunked
+            self._send_in_pieces(page, page.body, head_only=head_only)
+            return
         fields = f"Content-Length: {len(page.body)}\r\n"
         if allow:
             fields += f"Allow: {allow}\r\n"
@@ -245,9 +285,8 @@ class AdminConnection(asyncio.Protocol):
             self.transport.write(_chunk(b""))
         if self._closes:
             self.transport.close()
-        elif self._ahead:
-            ahead, self._ahead = self._ahead, b""
-            self.data_received(ahead)
+        else:
+            self._proceed()
 
 
 def _chunk(data: bytes) -> bytes:

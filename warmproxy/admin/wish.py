@@ -2,10 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qs
 
 from warmproxy.errors import BadRequest
 from warmproxy.origin import Origin, origin_of_url
+from warmproxy.origin import origin as make_origin
+from warmproxy.policy.shares import deal
 from warmproxy.settings import duration, shown, without_password
 
 EXAMPLE = "POST /warm?origin=https://api.example.com&count=20&for=15m"
@@ -27,6 +30,19 @@ class Wish:
     seconds: float
     client: str
     """the address of whoever asks"""
+
+    def shares(self, of: int) -> list[tuple[Any, ...]]:
+        """The part of each of several processes, as `of_parts` takes it: there is one object for
+        each origin in one process, and another in the next."""
+        counts = [None] * of if self.count is None else deal(self.count, of)
+        tls = [None] * of if self.tls is None else deal(self.tls, of)
+        place = (self.origin.scheme, self.origin.host, self.origin.port)
+        rest = (self.seconds, self.client)
+        return [(*place, *pair, *rest) for pair in zip(counts, tls, strict=True)]
+
+    @classmethod
+    def of_parts(cls, parts: tuple[Any, ...]) -> "Wish":
+        return cls(make_origin(*parts[:3]), *parts[3:])
 
 
 def parse(query: str, client: str) -> Wish:

@@ -6,19 +6,31 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from warmproxy.errors import StartError
 
 Factory = Callable[[], asyncio.BaseProtocol]
 """What makes the protocol of a connection that was accepted."""
 
+Group = Literal["first", "further"] | None
+
 BACKLOG = 4096
 """Connections that may wait to be accepted; the system caps it (net.core.somaxconn)."""
 
 
-def listen(host: str, port: int, *, purpose: str, optional: bool = False) -> socket.socket | None:
+def listen(
+    host: str,
+    port: int,
+    *,
+    purpose: str,
+    optional: bool = False,
+    group: Group = None,
+) -> socket.socket | None:
     """A bound, listening, non-blocking socket. `purpose` is for the message.
+
+    In a `group`, connections to the one address are spread over its sockets (SO_REUSEPORT). The
+    first is bound as if it were alone, so that who has the port already is still noticed.
 
     None where `optional` and the machine has no such address (no IPv6). Raises StartError.
     """
@@ -30,7 +42,11 @@ def listen(host: str, port: int, *, purpose: str, optional: bool = False) -> soc
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if version == 6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if group == "further":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((host, port))
+        if group == "first":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.listen(BACKLOG)
         sock.setblocking(False)
         return sock
