@@ -389,6 +389,47 @@ def test_draining_lets_the_exchange_finish_and_then_closes():
     assert make().drain() == [CloseClient(Close.FLUSH)]
 
 
+def test_a_patient_drain_lets_an_idle_client_ask_once_more():
+    """It cannot know yet that it shall go; its answer says so."""
+    exchange = forwarding()
+    exchange.upstream_data(OK)
+    assert exchange.drain(patient=True) == []
+    assert exchange.client_data(GET) == [Acquire(HTTP, Prefer.USED)]
+    exchange.leased(was_used=True)
+    actions = exchange.upstream_data(OK)
+    assert b"Connection: close" in to_client(actions)
+    assert actions[-1] == CloseClient(Close.LINGER)
+
+
+def test_other_terms_hold_from_the_next_request_on():
+    """Also for requests whose like was judged before, and for who was admitted before; what is
+    known of origins stays."""
+    exchange = forwarding()
+    terms = exchange._terms
+    terms.http_10.add(HTTP)
+    others = make(max_buffer=7)._terms
+    terms.become(replace(others, access=Access(("10.0.0.0/8",), {})))
+    assert (terms.max_buffer, terms.http_10) == (7, {HTTP})
+    assert to_client(exchange.upstream_data(OK)).endswith(b"\r\n\r\nok")
+    denied = exchange.client_data(GET)
+    assert to_client(denied).startswith(b"HTTP/1.1 403 ")
+
+
+def test_who_was_admitted_by_other_terms_is_judged_anew():
+    """A request that another client's has been judged for since is no way in."""
+    exchange, other = make(), make()
+    object.__setattr__(other, "_terms", exchange._terms)
+    for client in (exchange, other, exchange):
+        client.client_data(GET)
+        client.leased(was_used=False)
+        client.upstream_data(OK)
+    terms = exchange._terms
+    terms.become(replace(terms, access=Access(("10.0.0.0/8",), {})))
+    other.client_address = "10.0.0.1"
+    assert kinds(other.client_data(GET)) == [Acquire]
+    assert to_client(exchange.client_data(GET)).startswith(b"HTTP/1.1 403 ")
+
+
 def test_a_loop_is_detected_by_our_own_name_in_via():
     looped = GET.replace(b"Host: h", b"Host: h\r\nVia: 1.1 other, 1.1 us")
     actions = make().client_data(looped)
