@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
-from warmproxy.admin.pages import POOLS, Readiness, View, respond
+from warmproxy.admin.pages import POOLS, View, describe, respond
 from warmproxy.metrics import render
 from warmproxy.observe import Observer, Tally
 from warmproxy.pool.registry import Registry
@@ -60,10 +60,9 @@ def test_pools_are_one_document_in_pieces(origins: int) -> None:
     """/pools is what it would be if it were written at once, a few pools in each piece."""
     made = registry(origins)
     view = View(
-        now=lambda: 1.0,
-        pools=lambda: list(made),
-        configured=made.configured,
-        readiness=Readiness(deadline=0.0),
+        pools=lambda: (describe(pool, True, 1.0) for pool in made),
+        ready=list,
+        draining=lambda: False,
         metrics=lambda accept: (iter(()), ""),
         grant=lambda wish: [],
     )
