@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
+from itertools import chain, islice
 from typing import cast
 
 from warmproxy.admin.pages import TEXT, Page
@@ -85,6 +86,9 @@ def _is_loopback(name: str) -> bool:
     except ValueError:
         return False
 
+
+FEW = 4
+"""Pieces from which on a page goes out piece by piece, and without its length."""
 
 Reply = Page | asyncio.Future[Page]
 
@@ -232,16 +236,18 @@ class AdminConnection(asyncio.Protocol):
         self._proceed()
 
     def _send(self, page: Page, *, close: bool, head_only: bool = False, allow: str = "") -> None:
-        if not isinstance(page.body, bytes):
-            self._closes = close or self._closes or not self._chunked
-            self._send_in_pieces(page, page.body, head_only=head_only)
-            return
-        fields = f"Content-Length: {len(page.body)}\r\n"
+        body = page.body
+        if not isinstance(body, bytes):
+            first = list(islice(body, FEW))
+            if len(first) == FEW:
+                self._closes = close or self._closes or not self._chunked
+                self._send_in_pieces(page, chain(first, body), head_only=head_only)
+                return
+            body = b"".join(first)
+        fields = f"Content-Length: {len(body)}\r\n"
         if allow:
             fields += f"Allow: {allow}\r\n"
-        self.transport.write(
-            self._head(page, fields, close=close) + (b"" if head_only else page.body)
-        )
+        self.transport.write(self._head(page, fields, close=close) + (b"" if head_only else body))
         if close:
             self.transport.close()
 
