@@ -297,7 +297,8 @@ class Mover(asyncio.BufferedProtocol):
 
 def set_protocol(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
     """Loops look at the kind of protocol when reading starts."""
-    reads = transport.is_reading() and not transport.is_closing()
+    kinds = [isinstance(p, asyncio.BufferedProtocol) for p in (transport.get_protocol(), protocol)]
+    reads = kinds[0] != kinds[1] and transport.is_reading() and not transport.is_closing()
     if reads:
         transport.pause_reading()
     transport.set_protocol(protocol)

@@ -7,6 +7,10 @@ from collections.abc import Callable
 
 from warmproxy.net.splice import Mover, can_move, set_protocol
 
+MOVED_FROM = 64 * 1024
+"""Bytes from one side after which the rest is spliced: most tunnels carry less, and to begin takes
+as long as a request does."""
+
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -88,10 +92,12 @@ class Tunnel:
 
 
 class _Side(asyncio.Protocol):
-    """One end: what it receives is written to its peer, or moved there where both are plain."""
+    """One end: what it receives is written to its peer, or, where it is much and both ends are
+    plain, moved there."""
 
     peer: "_Side"
     _mover: Mover | None = None
+    _plain = False
 
     def __init__(
         self,
@@ -109,11 +115,8 @@ class _Side(asyncio.Protocol):
 
     def begin(self, plain: bool) -> None:
         """Take over the transport; `plain`: neither side is TLS."""
-        if plain:
-            self._mover = Mover(self.transport, self)
-            self._mover.move(self.peer.transport, self.came, 0)
-        else:
-            set_protocol(self.transport, self)
+        self._plain = plain
+        set_protocol(self.transport, self)
 
     @property
     def waiting(self) -> int:
@@ -132,6 +135,14 @@ class _Side(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.came(len(data))
         self.peer.transport.write(data)
+        if (
+            self._plain
+            and self.received >= MOVED_FROM
+            and can_move(self.transport, self.peer.transport)
+        ):
+            self._plain = False
+            self._mover = Mover(self.transport, self)
+            self._mover.move(self.peer.transport, self.came, 0)
 
     def eof_received(self) -> bool:
         if not self.ended:
