@@ -32,9 +32,29 @@ def promtool(*args: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_prometheus_takes_the_example_and_the_rules() -> None:
-    """promtool finds nothing wrong with the configuration and the files that it names."""
-    promtool("check", "config", "prometheus.yml")
+@pytest.mark.parametrize("name", ["prometheus", "compose", "kubernetes"])
+def test_prometheus_takes_the_examples_and_the_rules(name: str, tmp_path: Path) -> None:
+    """promtool finds nothing wrong with the configuration and the files that it names. Debian's
+    knows no Kubernetes, so that its discovery of pods is left out for it."""
+    config = read(f"{name}.yml")
+    config["rule_files"] = [str(PROMETHEUS / file) for file in config["rule_files"]]
+    (job,) = config["scrape_configs"]
+    assert job["job_name"] == "warmproxy"  # the alerts go by it
+    if found := job.pop("kubernetes_sd_configs", None):
+        assert found == [{"role": "pod"}]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    promtool("check", "config", str(tmp_path / "prometheus.yml"))
+
+
+def test_a_sidecar_and_a_daemon_of_a_node_are_found() -> None:
+    """What kubernetes.yml keeps is how the manifests call container and port."""
+    (job,) = read("kubernetes.yml")["scrape_configs"]
+    (keep,) = [r for r in job["relabel_configs"] if r.get("action") == "keep"]
+    container, port = keep["regex"].split(";")
+    for path in (CONFIG / "kubernetes").glob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        assert f"- name: {container}\n" in text
+        assert f"name: {port}, containerPort: 3180" in text
 
 
 def test_the_rules_do_what_their_tests_say() -> None:
