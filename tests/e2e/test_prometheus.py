@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from tests.e2e.daemon import Warmproxy, fetch_on
+from tests.e2e.daemon import Reply, fetch_on
 from tests.e2e.harness import ROOT, Process, eventually, free_port, need
 
 CONFIG = ROOT / "config"
@@ -187,7 +187,7 @@ def test_prometheus_is_given_open_metrics(whose: str, warmproxy, origin, prometh
         eventually(lambda: asked.requests)
         accept = asked.requests[0].header("accept")
     proxy = warmproxy("--warm", f"{asked.url if whose == 'installed' else origin().url}=1")
-    reply = fetch_admin(proxy, accept)
+    reply = fetch_admin(proxy.admin_port, accept)
     assert reply.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
     assert reply.text.endswith("# EOF\n")
     families = {f.name: f.type for f in text_string_to_metric_families(reply.text)}
@@ -195,8 +195,8 @@ def test_prometheus_is_given_open_metrics(whose: str, warmproxy, origin, prometh
     assert families["warmproxy_dial_seconds"] == "histogram"
 
 
-def fetch_admin(proxy: Warmproxy, accept: str) -> Any:
-    connection = http.client.HTTPConnection("127.0.0.1", proxy.admin_port, timeout=10)
+def fetch_admin(port: int, accept: str) -> Reply:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         return fetch_on(connection, "/metrics", headers={"Accept": accept})
     finally:
