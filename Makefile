@@ -1,5 +1,5 @@
 # Every target that needs .venv sets it up by ./run, which needs neither make nor uv.
-.PHONY: run test coverage lint bench lock image container-check systemd-check clean
+.PHONY: run test coverage lint bench lock version image container-check systemd-check clean
 .DEFAULT_GOAL := test
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' warmproxy/__init__.py)
@@ -47,6 +47,9 @@ lock:
 	$(UV_COMPILE) -o requirements.lock
 	$(UV_COMPILE) --group dev -c requirements.lock -o requirements-dev.lock
 	@! grep -n '://' $(LOCKS)
+
+version:
+	@echo $(VERSION)
 
 image:
 	docker build --build-arg VERSION=$(VERSION) -t warmproxy:$(VERSION) .

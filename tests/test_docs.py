@@ -19,18 +19,27 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 TABLES = runpy.run_path(str(ROOT / "docs" / "tables.py"))
 
-rows = [(name, line) for name, lines in TABLES["tables"]().items() for line in lines[2:]]
+rows = [
+    (page, name, line)
+    for page, tables in TABLES["tables"]().items()
+    for name, lines in tables.items()
+    for line in lines[2:]
+]
 
 
-@pytest.mark.parametrize(("table", "line"), rows, ids=[line.split("`")[1] for _, line in rows])
-def test_each_setting_and_metric_has_its_line(table: str, line: str) -> None:
-    _, _, found = README.partition(f"<!-- {table}: begin -->\n")
+@pytest.mark.parametrize(
+    ("page", "table", "line"), rows, ids=[line.split("`")[1] for _, _, line in rows]
+)
+def test_each_setting_metric_and_rule_has_its_line(page: str, table: str, line: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    _, _, found = text.partition(f"<!-- {table}: begin -->\n")
     lines = found.partition(f"<!-- {table}: end -->")[0].splitlines()
     assert line in lines, "python docs/tables.py writes it"
 
 
-def test_the_tables_hold_nothing_else() -> None:
-    assert TABLES["filled"](README) == README
+@pytest.mark.parametrize("page", TABLES["tables"]())
+def test_the_tables_hold_nothing_else(page: str) -> None:
+    assert TABLES["filled"](page) == (ROOT / page).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -80,7 +89,13 @@ def test_the_lines_to_export_are_those_that_the_daemon_prints() -> None:
         assert f"\n{line.strip()}\n" in README
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/operations.md", "docs/doctor.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        *(f"docs/{name}.md" for name in ("operations", "doctor", "metrics", "scaling")),
+    ],
+)
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -20,6 +20,7 @@ from warmproxy.settings import (
     describe,
     duration,
     parse_address,
+    share_of,
     toml_value,
 )
 from warmproxy.toml_lines import Path, locate
@@ -320,6 +321,34 @@ def test_an_address_with_port_zero_may_be_given_twice() -> None:
 )
 def test_listening_beyond_loopback_is_fine_for_a_guarded_proxy(text: str) -> None:
     assert loaded(text)
+
+
+@given(st.integers(0, 1000), st.integers(1, 100))
+def test_shares_of_a_total_suffice_and_none_is_one_too_many(total: int, replicas: int) -> None:
+    """Together they hold the total; one less each would not."""
+    share = share_of(total, replicas)
+    assert share * replicas >= total
+    assert (share - 1) * replicas < total
+
+
+def test_a_total_is_shared_by_the_replicas() -> None:
+    """warm and tls come to the share of one, wherever the number of replicas is said; whoever
+    says warm by a flag means this daemon alone."""
+    text = """
+    replicas = 3
+    [[upstream]]
+    url = "https://a.example"
+    warm_total = 7
+    tls_total = 3
+    [[upstream]]
+    url = "https://b.example"
+    """
+    a, b = loaded(text).settings.upstream
+    assert [(u.warm, u.tls) for u in (a, b)] == [(3, 1), (2, 0)]
+    assert loaded(text).sources["upstream[0].warm"] == "w.toml:5"
+    result = loaded(text, {"WARMPROXY_REPLICAS": "40"}, warm=["https://b.example=9"])
+    assert [u.warm for u in result.settings.upstream] == [1, 9]
+    assert loaded(text, warm=["https://a.example=5"]).settings.upstream[0].warm == 5
 
 
 # ── what cannot hold (texts as a user sees them: tests/data/bad_configs, test_cli.py) ─────────

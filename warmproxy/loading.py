@@ -38,6 +38,7 @@ from warmproxy.settings import (
     is_loopback,
     parse_address,
     parse_prime,
+    share_of,
     shown,
     split_warm,
     variable_of,
@@ -442,6 +443,23 @@ class _Loader:
                 what = f"needs connections that HTTP is spoken on, and those to {_name(origin)}"
                 self.about(key, place, f"{what} are raw, for tunnels; set 'tls', or 'upgrade'")
 
+    def share_totals(self) -> None:
+        """Put what warm_total and tls_total come to in the place of warm and tls, for all that
+        follows."""
+        replicas, _ = self.value("replicas")
+        for i in range(self.upstreams):
+            for name in ("warm", "tls"):
+                key = f"upstream[{i}].{name}"
+                total, place = self.value(f"{key}_total")
+                own = self.places.get(key, _BY_DEFAULT)
+                if not total or own.rank > place.rank:  # a flag or variable said how many
+                    continue
+                if own is not _BY_DEFAULT:
+                    what = f"and '{name}' (line {own.line}) both say how many; keep one of them"
+                    self.about(f"{key}_total", place, what)
+                else:
+                    self.put(key, share_of(total, replicas), place)
+
     def check_counts(self) -> None:
         total = 0
         last = _BY_DEFAULT
@@ -514,6 +532,7 @@ class _Loader:
             self.about(most, its_place, what)
 
     def finish(self) -> Loaded:
+        self.share_totals()
         self.check_addresses()
         self.check_networks()
         self.check_windows()

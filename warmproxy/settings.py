@@ -236,6 +236,13 @@ class UpstreamSettings(OriginSettings, frozen=True, kw_only=True, forbid_unknown
             "call for, from warm_min to warm_max."
         ),
     ] = 2
+    warm_total: Annotated[
+        Count,
+        _says(
+            "In place of warm: what all replicas together hold. Each holds its share, rounded up; "
+            "0 means that warm says it."
+        ),
+    ] = 0
     tls: Annotated[
         Warm,
         _says(
@@ -243,6 +250,7 @@ class UpstreamSettings(OriginSettings, frozen=True, kw_only=True, forbid_unknown
             'https:// in absolute-form, or "auto"; with upgrade, 0 means as many as warm.'
         ),
     ] = 0
+    tls_total: Annotated[Count, _says("In place of tls, likewise.")] = 0
     warm_at: Annotated[
         tuple[WindowSettings, ...], _says("Windows of time in which more is held.")
     ] = ()
@@ -385,6 +393,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "recently go first."
         ),
     ] = 4096
+    replicas: Annotated[
+        PositiveCount,
+        _says("Daemons like this one, on other machines or in other pods, that share warm_total."),
+    ] = 1
     dns_refresh: Annotated[
         float,
         Meta(ge=0.1, le=1e9),
@@ -760,6 +772,12 @@ def duration(value: float | str) -> float:
     if not 0 < seconds <= BOOST_SECONDS:
         raise ValueError("must be seconds, or like 90s, 15m or 2h; above 0, and 24h at most")
     return seconds
+
+
+def share_of(total: int, replicas: int) -> int:
+    """What each of so many daemons holds of `total`: rounded up, since none knows its number. So
+    together they hold `total` or more, by less than one each; and each at least one of any."""
+    return -(-total // replicas)
 
 
 def split_warm(text: str) -> tuple[str, dict[str, str]]:
