@@ -269,3 +269,11 @@ def test_fields_are_cleaned(stream: io.StringIO) -> None:
     assert written(stream) == [
         {"level": "info", "event": "x", "url": "http://h/", "urls": ["http://h/"]}
     ]
+
+
+def test_what_was_left_out_is_told_where_another_form_is_set(stream: io.StringIO) -> None:
+    """A reload may change log_format: the counts of before are written in the form of before."""
+    for failures in (1, 2, 3):
+        LogObserver().dial_failed(A, DialRefused("no"), failures, 1.0)
+    setup("text", io.StringIO())
+    assert [line.get("repeated") for line in written(stream)] == [None, 2]

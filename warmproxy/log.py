@@ -51,6 +51,7 @@ def setup(
     handler.process = process
     for logger, level in ((_LOG, logging.INFO), (logging.getLogger("asyncio"), logging.WARNING)):
         for old in [h for h in logger.handlers if isinstance(h, _Handler)]:
+            old.tell_repeated(at_end=True)
             logger.removeHandler(old)
         logger.addHandler(handler)
         logger.setLevel(level)
