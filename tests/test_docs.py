@@ -1,5 +1,6 @@
 """README.md and docs/ say what the code does: a setting, metric, flag or page has its line."""
 
+import ast
 import inspect
 import re
 import runpy
@@ -8,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from warmproxy import cli, control, crowd, hello, log, reload, service, state, upgrade, warming
+from warmproxy import cli, hello
 from warmproxy.admin import pages
 from warmproxy.loading import load
 from warmproxy.observe import CloseReason, Outcome
-from warmproxy.processes import parent
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,12 +59,34 @@ def test_each_admin_page_is_mentioned() -> None:
     assert {path for path in paths if f"| `{path}` |" not in README} == set()
 
 
-def test_each_event_is_described() -> None:
-    modules = (control, crowd, hello, log, parent, reload, service, state, upgrade, warming)
-    source = "".join(map(inspect.getsource, modules))
-    events = set(re.findall(r'(?:\bevent|_limited)\(\s*"(\w+)"', source))
-    assert len(events) >= 10
-    assert {event for event in events if f"\n| `{event}` |" not in OPERATIONS} == set()
+def logged() -> dict[str, set[str]]:
+    """event -> its fields, from each call of `log.event` in the package."""
+    found: dict[str, set[str]] = {"log": {"logger", "message", "traceback"}}
+    for file in (ROOT / "warmproxy").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Name(id="event") | ast.Attribute(attr="event", value=ast.Name("log")),
+                    args=[ast.Constant(value=str(name))],
+                    keywords=given,
+                ):
+                    fields = {word.arg for word in given} - {"level", "most"}
+                    assert None not in fields, f"{file}: {name} is logged with **fields"
+                    found.setdefault(name, set()).update(filter(None, fields))
+    return found
+
+
+def test_the_table_of_events_is_what_can_be_logged() -> None:
+    """Each event with each of its fields, and no event that is not there any more."""
+    _, _, table = OPERATIONS.partition("| Event | Level | Fields | Means |\n")
+    rows: dict[str, set[str]] = {}
+    name = ""
+    for line in table.partition("\n\n")[0].splitlines()[1:]:
+        cells = line.split("|")[1:]
+        name = cells[0].strip(" `") or name  # a row without a name goes on with the last
+        rows.setdefault(name, set()).update(re.findall(r"`(\w+)`", cells[2]))
+    assert len(rows) >= 20
+    assert rows == logged()
 
 
 def test_each_outcome_and_close_reason_is_described() -> None:

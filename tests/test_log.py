@@ -8,9 +8,8 @@ from datetime import datetime
 
 import pytest
 
-from warmproxy import log
 from warmproxy.errors import DialRefused, DialTimeout, LimitReached
-from warmproxy.log import LogObserver, clean, event, setup
+from warmproxy.log import LogObserver, clean, event, setup, tick
 from warmproxy.origin import origin
 
 A = origin("tcp", "a.example", 443)
@@ -40,9 +39,14 @@ def _loggers_as_they_were() -> Iterator[None]:
 
 
 @pytest.fixture
-def stream() -> io.StringIO:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def stream(clock: Clock) -> io.StringIO:
     stream = io.StringIO()
-    setup("json", stream)
+    setup("json", stream, clock=clock)
     return stream
 
 
@@ -111,9 +115,11 @@ def test_a_stream_that_cannot_be_written_stops_nothing(capsys: pytest.CaptureFix
     assert capsys.readouterr() == ("", "")
 
 
-def test_repeated_failures_of_one_origin_are_one_line_in_30_seconds(stream: io.StringIO) -> None:
-    clock = Clock()
-    observer = LogObserver(clock=clock)
+def test_repeated_failures_of_one_origin_are_one_line_in_30_seconds(
+    stream: io.StringIO, clock: Clock
+) -> None:
+    """The first at once, the others as the last one's line once the time is over."""
+    observer = LogObserver()
     for failures in range(1, 101):
         observer.dial_failed(A, DialRefused("connection refused"), failures, 1.23456)
         clock.now += 0.29
@@ -129,39 +135,39 @@ def test_repeated_failures_of_one_origin_are_one_line_in_30_seconds(stream: io.S
         "retry_in": 1.235,
     }
     assert (other["origin"], other["result"]) == ("http://b.example:80", "timeout")
-
+    tick()
+    assert written(stream) == []
     clock.now += 1.1
-    observer.dial_failed(A, DialRefused("connection refused"), 101, 10.0)
+    tick()
     (line,) = written(stream)
-    assert (line["failures"], line["left_out"]) == (101, 99)
+    assert line == first | {"failures": 100, "repeated": 99}
     clock.now += 30.0
-    observer.dial_failed(A, DialRefused("connection refused"), 102, 10.0)
-    (line,) = written(stream)
-    assert "left_out" not in line
+    tick()
+    assert written(stream) == []
 
 
-def test_a_recovery_is_told_once_and_only_if_the_failure_was(stream: io.StringIO) -> None:
-    """The last line about an origin that works never says that it fails."""
-    clock = Clock()
-    observer = LogObserver(clock=clock)
+def test_the_last_line_about_an_origin_that_works_never_says_that_it_fails(
+    stream: io.StringIO, clock: Clock
+) -> None:
+    observer = LogObserver()
     for _ in range(3):
         observer.dial_failed(A, DialRefused("no"), 1, 1.0)
-        observer.dial_recovered(A, 1)
-    observer.dial_recovered(B, 4)
-    clock.now += 30.0
-    observer.dial_failed(A, DialRefused("no"), 1, 1.0)
-    observer.dial_recovered(A, 7)
-    found = [(line["event"], line["failures"]) for line in written(stream)]
+        observer.dial_failed(A, DialRefused("no"), 2, 1.0)
+        observer.dial_recovered(A, 2)
+    clock.now += 31.0
+    tick()
+    found = [(line["event"], line.get("repeated")) for line in written(stream)]
     assert found == [
+        ("dial_failed", None),
         ("dial_failed", 1),
-        ("dial_recovered", 1),
-        ("dial_failed", 1),
-        ("dial_recovered", 7),
+        ("dial_recovered", None),
+        ("dial_failed", 4),
+        ("dial_recovered", 2),
     ]
 
 
 def test_each_event_of_an_origin_has_its_own_limit(stream: io.StringIO) -> None:
-    observer = LogObserver(clock=Clock())
+    observer = LogObserver()
     for _ in range(3):
         observer.dial_failed(A, DialRefused("no"), 1, 1.0)
         observer.churning(A, 9, 2.0)
@@ -175,8 +181,35 @@ def test_each_event_of_an_origin_has_its_own_limit(stream: io.StringIO) -> None:
     assert (lines[1]["closes"], lines[2]["target_idle"]) == (9, 2)
 
 
+def test_other_events_may_come_20_times_and_all_are_told_at_the_end(stream: io.StringIO) -> None:
+    for number in range(50):
+        event("network_changed", suspect=number)
+        logging.getLogger("asyncio").warning("%d is a bug", number)
+    by_event = [line["event"] for line in written(stream)]
+    assert (by_event.count("network_changed"), by_event.count("log")) == (20, 20)
+    tick(at_end=True)
+    changed, bug = written(stream)
+    assert (changed["suspect"], changed["repeated"]) == (49, 30)
+    assert (bug["message"], bug["repeated"]) == ("49 is a bug", 30)
+
+
+def test_exchanges_are_all_told_of_or_a_share(stream: io.StringIO) -> None:
+    """A share is drawn by chance, and each line says it; nothing is left out as repeated."""
+    for _ in range(100):
+        LogObserver(access_log=True).answered("127.0.0.1", "GET", B, 200, 0.1, None)
+    assert len(written(stream)) == 100
+    chances = iter([0.5, 0.24, 0.25, 0.1])
+    sampled = LogObserver(access_log=0.25, rng=lambda: next(chances))
+    for status in (200, 201, 202, 203):
+        sampled.answered("127.0.0.1", "GET", B, status, 0.1, None)
+    assert [(line["status"], line["share"]) for line in written(stream)] == [
+        (201, 0.25),
+        (203, 0.25),
+    ]
+
+
 def test_harm_and_cost_are_said_as_often_as_they_come(stream: io.StringIO) -> None:
-    observer = LogObserver(clock=Clock())
+    observer = LogObserver()
     observer.held_back(A, "it answered 503 to an idle connection", 600.0)
     observer.held_back(A, "it answered 503 to an idle connection", 1200.0)
     observer.costly(A, 0.6004, 1200.0)
@@ -184,18 +217,6 @@ def test_harm_and_cost_are_said_as_often_as_they_come(stream: io.StringIO) -> No
     assert (first["event"], first["level"], first["seconds"]) == ("held_back", "warning", 600)
     assert second["seconds"] == 1200
     assert (cost["event"], cost["idle_limit"], cost["dials_per_minute"]) == ("churning", 0.6, 1200)
-
-
-def test_what_is_remembered_has_a_cap(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "REMEMBERED", 3)
-    observer = LogObserver(clock=Clock())
-    for i in range(5):
-        observer.dial_failed(origin("tcp", f"h{i}", 1), DialRefused("no"), 1, 1.0)
-    assert len(observer._last) == 3
-    assert len(observer._failing) == 3
-    assert len(written(stream)) == 5
-    observer.dial_failed(origin("tcp", "h4", 1), DialRefused("no"), 2, 1.0)
-    assert written(stream) == []
 
 
 def test_exchanges_are_told_only_if_asked_for(stream: io.StringIO) -> None:
@@ -248,3 +269,11 @@ def test_fields_are_cleaned(stream: io.StringIO) -> None:
     assert written(stream) == [
         {"level": "info", "event": "x", "url": "http://h/", "urls": ["http://h/"]}
     ]
+
+
+def test_what_was_left_out_is_told_where_another_form_is_set(stream: io.StringIO) -> None:
+    """A reload may change log_format: the counts of before are written in the form of before."""
+    for failures in (1, 2, 3):
+        LogObserver().dial_failed(A, DialRefused("no"), failures, 1.0)
+    setup("text", io.StringIO())
+    assert [line.get("repeated") for line in written(stream)] == [None, 2]

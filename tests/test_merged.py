@@ -1,8 +1,11 @@
 """What several processes say, as one."""
 
+from typing import Any
+
+from warmproxy.admin.history import Lately
 from warmproxy.metrics import render
-from warmproxy.observe import Tally
-from warmproxy.processes.merged import merge_pool, merge_pools, merge_samples
+from warmproxy.observe import Outcome, Tally
+from warmproxy.processes.merged import merge_abouts, merge_pool, merge_pools, merge_samples
 from warmproxy.sample import Gauges, Sample
 
 
@@ -101,3 +104,49 @@ def test_what_is_no_sum() -> None:
         "saved_seconds": 0.3,
     }
     assert first["boosts"] == [{"count": 3, "seconds_left": 5.0, "why": "asked"}]
+
+
+def about(**other: Any) -> dict[str, Any]:
+    history = {"seconds": 20.0, "per_second": [1.0, 2.5], "hits": [9, 20], "misses": [1, 5]}
+    return {
+        "uptime": 20.0,
+        "clients": 3,
+        "tunnels": 1,
+        "accepting": True,
+        "draining": False,
+        "reload_is_good": True,
+        "loop_lag": 0.01,
+        "forgotten": {"hits": 1, "misses": 2, "failed": 0, "saved_seconds": 0.5},
+        "history": history | {"warm": [4, 4], "target": [4, 4]},
+        **other,
+    }
+
+
+def test_a_daemon_is_as_well_as_the_worst_of_its_processes() -> None:
+    """Counts add up, with those of processes that ended; one that lags or accepts nobody tells."""
+    ended = Tally()
+    ended.acquires[Outcome.USED] += 100
+    ended.saved_seconds = 2.0
+    worse = about(uptime=9.0, accepting=False, loop_lag=0.3, reload_is_good=False)
+    said = merge_abouts([about(), worse], {"http://h:80": ended})
+    del said["history"]
+    assert said == {
+        "uptime": 20.0,
+        "clients": 6,
+        "tunnels": 2,
+        "accepting": False,
+        "reload_is_good": False,
+        "loop_lag": 0.3,
+        "forgotten": {"hits": 102, "misses": 4, "failed": 0, "saved_seconds": 3.0},
+    }
+    assert merge_abouts([], {})["history"]["hits"] == []
+
+
+def test_the_history_of_a_younger_process_adds_to_the_last() -> None:
+    """What was at the same time is added; hit ratios come from the sums, so they stay right."""
+    young = {"seconds": 9.0, "per_second": [1.5], "hits": [5], "misses": [10]}
+    said = merge_abouts([about(), about(history=young | {"warm": [2], "target": [4]})], {})
+    lately = Lately(**said["history"])
+    assert (lately.seconds, lately.per_second, lately.warm) == (20.0, [1.0, 4.0], [4, 6])
+    assert lately.target == [4, 8]
+    assert lately.hit_ratio == [0.9, 25 / 40]

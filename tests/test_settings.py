@@ -169,6 +169,7 @@ def test_a_reload_keeps_what_only_a_restart_changes() -> None:
         ("WARMPROXY_MAX_ORIGINS", " 7 ", "max_origins", 7),
         ("WARMPROXY_ACCESS_LOG", "Yes", "access_log", True),
         ("WARMPROXY_ACCESS_LOG", "0", "access_log", False),
+        ("WARMPROXY_ACCESS_LOG", "0.01", "access_log", 0.01),
         ("WARMPROXY_LOG_FORMAT", "json", "log_format", "json"),
         ("WARMPROXY_CREDENTIALS_FILE", "/run/a b", "credentials_file", "/run/a b"),
     ],
@@ -387,7 +388,7 @@ def test_a_wrong_value_is_a_problem_even_where_something_else_goes_before_it() -
         ("GRACE", "", 'must be a number >= 0, not ""'),
         ("GRACE", "nan", "must be a number >= 0, not nan"),
         ("GRACE", "1e300", "must be at most 1000000000"),
-        ("ACCESS_LOG", "maybe", 'must be true or false, not "maybe"'),
+        ("ACCESS_LOG", "maybe", 'must be true or false or a number from 0 to 1, not "maybe"'),
         ("LISTEN", "", "names no address"),
         ("LISTEN", "3128", '"3128" must be HOST:PORT, for example 127.0.0.1:3128'),
         ("DIAL_TIMEOUT", "3", "unknown variable; did you mean 'WARMPROXY_DEFAULTS__DIAL_TIMEOUT'?"),
@@ -616,7 +617,7 @@ def test_descriptions_name_types_in_words() -> None:
     assert words["learn_window"] == "a number > 0"
     assert words["upstream.warm"] == 'a whole number >= 0 or "auto"'
     assert words["upstream.warm_at.for"] == 'a number > 0 or a string such as "15m"'
-    assert words["access_log"] == "true or false"
+    assert words["access_log"] == "true or false or a number from 0 to 1"
     assert words["log_format"] == '"auto", "json" or "text"'
 
 

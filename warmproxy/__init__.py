@@ -15,7 +15,7 @@ Floors. A module imports only from floors below its own, or from earlier modules
        control     listeners and what was learned -> the process that takes over
        systemd     sd_notify, passed sockets, watchdog
        warming     holds more for a while: windows of the settings, POST /warm
-       admin       /metrics /healthz /readyz /pools /warm
+       admin       the status page, /metrics /healthz /readyz /pools /warm
        metrics     a sample -> Prometheus
        sample      the pools -> what one scrape shows
        log         one line per event
@@ -24,7 +24,7 @@ Floors. A module imports only from floors below its own, or from earlier modules
     2  pool        which connections there are and should be: OriginPool, Registry   (no HTTP)
        protocol    bytes -> heads, framing, targets; Exchange: events in, actions out (no sockets)
     1  policy      pure judgement: sizing, schedule, retire, learn, backoff, retry, priming, guard,
-                   access, shares
+                   access, shares, repeat
     0  loading     flag > environment > file > default, every problem at once
        settings, observe, errors, origin, cron, toml_lines: the vocabulary
 

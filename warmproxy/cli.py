@@ -139,7 +139,7 @@ def _exec(args: argparse.Namespace) -> int:
     if args.config:
         flags += ["--config", args.config]
     if args.access_log:
-        flags.append("--access-log")
+        flags.append(f"--access-log={args.access_log}")
     return execute(args.argv, daemon_args=flags, wait=args.wait)
 
 
@@ -478,7 +478,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         help="a network whose clients may use the proxy; may be repeated",
     )
     add("--log-format", metavar="FORMAT", help="text, json or auto")
-    add("--access-log", action="store_const", const=True, help="one line for each exchange")
+    add(
+        "--access-log",
+        metavar="SHARE",
+        nargs="?",
+        const="true",
+        help="one line for each exchange, or for this share of them",
+    )
     add("--grace", metavar="SECONDS", help="what exchanges in flight get at a stop")
 
 
@@ -494,7 +500,13 @@ def _add_tools(by_name: dict[str, argparse.ArgumentParser]) -> None:
         action="append",
         help="hold N connections to URL open (https: N,tls=M with TLS done); may be repeated",
     )
-    add("--access-log", action="store_const", const=True, help="one line for each exchange")
+    add(
+        "--access-log",
+        metavar="SHARE",
+        nargs="?",
+        const="true",
+        help="one line for each exchange, or for this share of them",
+    )
     add(
         "--wait",
         metavar="SECONDS",

@@ -1,28 +1,30 @@
 """Events, each one line: text for people on a terminal, a JSON object per line elsewhere.
 
 Event names are stable, for people to search and for machines to match. No line holds credentials
-or a query string: addresses are cleaned of both before they are written.
+or a query string: addresses are cleaned of both before they are written. What repeats is one line
+with a count.
 """
 
 import json
 import logging
+import random
 import re
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
 from warmproxy.errors import DialError, WarmproxyError
 from warmproxy.observe import Observer
 from warmproxy.origin import Origin
+from warmproxy.policy.repeat import Repeats
 
 Level = Literal["info", "warning", "error"]
 Field = str | int | float | bool | None | list[str] | tuple[str, ...]
 
-QUIET = 30.0
-"""Seconds in which an event of one origin is written once."""
-REMEMBERED = 4096
-"""Origins and events whose last line is remembered: clients choose the names, so there is a cap."""
+MOST = 20
+"""Times that an event of one origin is written in 30 seconds, where nothing else is said."""
 LONGEST = 400
 """Characters of one field at most."""
 
@@ -30,71 +32,95 @@ _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ER
 _LOG = logging.getLogger("warmproxy")
 
 
-def setup(format: str, stream: TextIO, process: int | None = None) -> None:
+def setup(
+    format: str,
+    stream: TextIO,
+    process: int | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
     """Send events to `stream`, as `text`, `json`, or `auto`: text if it is a terminal. Where there
     are several processes, each line has the number of its own.
 
     What asyncio reports goes there too, in the same form. Calling it again replaces the first.
+    `clock` gives seconds that only grow.
     """
     as_text = format == "text" or (format == "auto" and stream.isatty())
-    handler = _Handler(stream)
+    handler = _Handler(stream, clock)
     handler.setFormatter(_Text() if as_text else _Json())
     handler.process = process
     for logger, level in ((_LOG, logging.INFO), (logging.getLogger("asyncio"), logging.WARNING)):
         for old in [h for h in logger.handlers if isinstance(h, _Handler)]:
+            old.tell_repeated(at_end=True)
             logger.removeHandler(old)
         logger.addHandler(handler)
         logger.setLevel(level)
 
 
-def event(name: str, /, *, level: Level = "info", **fields: Field) -> None:
-    """Write one event with its fields. A field that is None is left out."""
+def event(name: str, /, *, level: Level = "info", most: int = MOST, **fields: Field) -> None:
+    """Write one event with its fields. A field that is None is left out.
+
+    Where more than `most` (0: no limit) with that `origin` come within 30 seconds, the others are
+    one line afterwards: the last one's, with how often it was `repeated`.
+    """
     number = _LEVELS[level]
     if _LOG.isEnabledFor(number):
-        _LOG.log(number, name, extra={"event": name, "fields": fields})
+        _LOG.log(number, name, extra={"event": name, "fields": fields, "most": most})
+
+
+def tick(*, at_end: bool = False) -> None:
+    """Write what was repeated and is due, or (`at_end`) all of it: asked once a second."""
+    for handler in _LOG.handlers:
+        if isinstance(handler, _Handler):
+            handler.tell_repeated(at_end=at_end)
 
 
 class LogObserver(Observer):
-    """Writes what the machines tell. `answered` only with `access_log`.
+    """Writes what the machines tell.
 
-    An event of one origin is written at once and then at most every 30 s; the line then says how
-    many were `left_out`. `clock` gives seconds that only grow.
+    `access_log` is the share of exchanges that are told of, True for all; `rng` gives numbers from
+    0 to 1, by which they are chosen.
     """
 
     def __init__(
-        self, *, access_log: bool = False, clock: Callable[[], float] = time.monotonic
+        self, *, access_log: float = False, rng: Callable[[], float] = random.random
     ) -> None:
         self.access_log = access_log
-        self._clock = clock
-        self._last: dict[tuple[str, Origin], tuple[float, int]] = {}
-        """(event, origin) -> when it was last written, how many were left out since"""
-        self._failing: set[Origin] = set()
-        """origins whose last line said that dials fail"""
+        self._rng = rng
 
     def dial_failed(self, origin: Origin, error: DialError, failures: int, retry_in: float) -> None:
-        if self._limited(
+        event(
             "dial_failed",
-            origin,
+            level="warning",
+            most=1,
+            origin=str(origin),
             reason=error.reason,
             result=error.result,
             failures=failures,
             retry_in=round(retry_in, 3),
-        ):
-            self._failing.add(origin)
+        )
 
     def dial_recovered(self, origin: Origin, failures: int) -> None:
-        # Tied to its dial_failed line rather than to the clock, so that the last line is never
-        # one that says "fails" about an origin that works.
-        if origin in self._failing:
-            self._failing.discard(origin)
-            event("dial_recovered", origin=str(origin), failures=failures)
+        event("dial_recovered", most=1, origin=str(origin), failures=failures)
 
     def churning(self, origin: Origin, closes: int, retry_in: float) -> None:
-        self._limited("churning", origin, closes=closes, retry_in=round(retry_in, 3))
+        event(
+            "churning",
+            level="warning",
+            most=1,
+            origin=str(origin),
+            closes=closes,
+            retry_in=round(retry_in, 3),
+        )
 
     def costly(self, origin: Origin, limit: float, dials: float) -> None:
-        fields = {"idle_limit": round(limit, 3), "dials_per_minute": round(dials)}
-        event("churning", level="warning", origin=str(origin), **fields)
+        event(
+            "churning",
+            level="warning",
+            origin=str(origin),
+            idle_limit=round(limit, 3),
+            dials_per_minute=round(dials),
+        )
 
     def held_back(self, origin: Origin, why: str, seconds: float) -> None:
         event("held_back", level="warning", origin=str(origin), reason=why, seconds=round(seconds))
@@ -112,7 +138,7 @@ class LogObserver(Observer):
         )
 
     def learned(self, origin: Origin, target_idle: int) -> None:
-        self._limited("learned", origin, level="info", target_idle=target_idle)
+        event("learned", most=1, origin=str(origin), target_idle=target_idle)
 
     def answered(
         self,
@@ -123,9 +149,11 @@ class LogObserver(Observer):
         seconds: float,
         error: WarmproxyError | None,
     ) -> None:
-        if self.access_log:
+        share = self.access_log
+        if share and (share >= 1 or self._rng() < share):
             event(
                 "answered",
+                most=0,
                 client=client,
                 method=method,
                 origin=None if origin is None else str(origin),
@@ -133,35 +161,42 @@ class LogObserver(Observer):
                 seconds=round(seconds, 6),
                 error=None if error is None else error.token,
                 reason=None if error is None else error.reason,
+                share=share if share < 1 else None,
             )
-
-    def _limited(
-        self, name: str, origin: Origin, *, level: Level = "warning", **fields: Field
-    ) -> bool:
-        """Write the event unless it was written just now; whether it was."""
-        now = self._clock()
-        key = (name, origin)
-        written, left_out = self._last.get(key, (-QUIET, 0))
-        if key in self._last and now - written < QUIET:
-            self._last[key] = (written, left_out + 1)
-            return False
-        self._last.pop(key, None)  # so that the order is that of writing
-        if len(self._last) >= REMEMBERED:
-            oldest = next(iter(self._last))
-            del self._last[oldest]
-            self._failing.discard(oldest[1])
-        self._last[key] = (now, 0)
-        event(name, level=level, origin=str(origin), **fields, left_out=left_out or None)
-        return True
 
 
 class _Handler(logging.StreamHandler[TextIO]):
+    """Leaves out what repeats, and tells how often."""
+
     process: int | None = None
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
+        super().__init__(stream)
+        self._clock = clock
+        self._repeats = Repeats[logging.LogRecord]()
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.process is not None:
             record.number = self.process
-        super().emit(record)
+        name: str = getattr(record, "event", "log")
+        most: int = getattr(record, "most", MOST)
+        # what others say is the same where it has the same form
+        key = getattr(record, "fields", {}).get("origin") if name != "log" else str(record.msg)
+        if most:
+            self._write(self._repeats.hear(key, name, most, record, self._clock()))
+        else:
+            super().emit(record)
+
+    def tell_repeated(self, *, at_end: bool) -> None:
+        with self.lock or nullcontext():
+            self._write(self._repeats.rest() if at_end else self._repeats.due(self._clock()))
+
+    def _write(self, lines: list[tuple[logging.LogRecord, int]]) -> None:
+        for record, times in lines:
+            if times:
+                record.repeated = times
+                record.created = time.time()
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Nothing: a reader that went away, or a full disk, must not stop the proxy."""
@@ -197,6 +232,8 @@ def _parts(record: logging.LogRecord, formatter: logging.Formatter) -> dict[str,
     if hasattr(record, "number"):
         fields["process"] = record.number
     parts = {key: _clean(value) for key, value in fields.items() if value is not None}
+    if hasattr(record, "repeated"):
+        parts["repeated"] = record.repeated
     if record.exc_info:  # ours to mend: whole, whatever its length
         parts["traceback"] = formatter.formatException(record.exc_info)
     return parts

@@ -10,13 +10,23 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import uvloop
 
 from warmproxy import log, sample, systemd, wiring
-from warmproxy.admin.pages import Readiness, Said, View, awaited, describe, respond, submit
+from warmproxy.admin.history import History
+from warmproxy.admin.pages import (
+    Readiness,
+    Said,
+    View,
+    awaited,
+    describe,
+    forgotten,
+    respond,
+    submit,
+)
 from warmproxy.admin.server import AdminConnection
 from warmproxy.control import Control, Offer, Taken, take
 from warmproxy.crowd import Crowd
@@ -176,12 +186,14 @@ class Service:
         self._warming = Warming(settings, rules.proxy, self._housekeeper, loop.time)
         self._doors = Doors(self._entrances(rules))
         self._readiness = Readiness(deadline=loop.time() + settings.ready_timeout)
+        self._history = History(loop.time())
         self.view = View(
             pools=lambda: self._describe(list(registry)),
             ready=self._ready,
             draining=lambda: self._readiness.draining,
             metrics=self._metrics,
             grant=lambda wish: list(self._describe(self._warming.grant(wish))),
+            about=partial(self._about, loop.time()),
         )
         self._admin_terms = rules.admin
         self._admin_doors = Doors(self._admin_entrances(rules))
@@ -218,7 +230,8 @@ class Service:
 
     def _describe(self, pools: Iterable[Pool]) -> Iterator[Said]:
         for pool in pools:
-            yield describe(pool, pool.origin in self._registry.configured, self._loop.time())
+            configured = pool.origin in self._registry.configured
+            yield describe(pool, configured, self._loop.time(), self._history)
 
     def _ready(self) -> list[tuple[str, bool, str]]:
         pools = awaited(self._registry, self._registry.configured)
@@ -354,6 +367,8 @@ class Service:
             log.event("suspended", seconds=round(asleep), suspect=self._distrust())
         self._clocks = clocks
         self._state.look(self._registry, self._loop)
+        log.tick()
+        self._history.look(self._registry, now)
         if self._notifier.is_heard:
             self._tell_systemd(now)
         if self._successor is None:
@@ -393,6 +408,20 @@ class Service:
             reload_good_at=self._reloads.good_at,
         )
 
+    def _about(self, started: float) -> Said:
+        """What /pools says of the daemon itself."""
+        return {
+            "uptime": round(self._loop.time() - started, 3),
+            "clients": len(self._clients.open),
+            "tunnels": self._clients.tunnels,
+            "accepting": not self._doors.paused,
+            "draining": self._readiness.draining,
+            "reload_is_good": self._reloads.is_good,
+            "loop_lag": round(self._loop_lag, 6),
+            "forgotten": forgotten(self._registry.forgotten),
+            "history": asdict(self._history.lately()),
+        }
+
     def _metrics(self, accept: str) -> tuple[Iterator[bytes], str]:
         # here and not above: 27 ms and 3 MiB, for those that scrape
         from warmproxy.metrics import render
@@ -430,6 +459,7 @@ class Service:
             admin.transport.close()
         await self._state.close(self._registry)
         await asyncio.sleep(0)  # let the closes reach the kernel
+        log.tick(at_end=True)
         log.event("stopped", cut_short=self._cut)
 
     async def _drain_idle(self, successor: int) -> float:

@@ -37,6 +37,7 @@ Rate = Annotated[float, Meta(ge=0, le=1e9)]
 Count = Annotated[int, Meta(ge=0, le=10**9)]
 PositiveCount = Annotated[int, Meta(ge=1, le=10**9)]
 Warm = Count | Literal["auto"]
+AccessLog = bool | Annotated[float, Meta(ge=0, le=1)]
 
 BOOST_SECONDS = 86400.0
 """For so long at most a pool is held above its own size, at one time."""
@@ -503,7 +504,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "or ~/.local/state."
         ),
     ] = "auto"
-    access_log: Annotated[bool, _says("One line for each exchange.")] = False
+    access_log: Annotated[
+        AccessLog,
+        _says("One line for each exchange: true, false, or the share of them that is told of."),
+    ] = False
     log_format: Annotated[
         Literal["auto", "text", "json"],
         _says("text, json, or auto: text on a terminal, json elsewhere."),
@@ -591,13 +595,12 @@ class Field:
             case BoolType():
                 word = text.strip().lower()
                 value = True if word in _TRUE else False if word in _FALSE else text
+                if value is text and len(self._kinds) > 1:
+                    value = _number(text)
             case IntType() if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text):
                 value = int(text)
             case FloatType():
-                try:
-                    value = float(text)
-                except ValueError:
-                    pass  # a text is no number, and that is what will be said
+                value = _number(text)
             case VarTupleType(item_type=item):
                 parts = [part for part in re.split(r"[\s,]+", text) if part]
                 whole = isinstance(item, IntType)
@@ -618,6 +621,14 @@ class Field:
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
+
+
+def _number(text: str) -> float | str:
+    """Its number, or the text where it is none: that is what will be said of it."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _fields(struct: type[msgspec.Struct]) -> dict[str, Field]:
@@ -641,6 +652,8 @@ def _words(kind: msgspec.inspect.Type) -> str:
             return f'a string such as "{example}"'
         case BoolType():
             return "true or false"
+        case FloatType(ge=0, le=1):
+            return "a number from 0 to 1"
         case IntType(gt=gt, ge=ge) | FloatType(gt=gt, ge=ge):
             whole = "whole " if isinstance(kind, IntType) else ""
             return f"a {whole}number {'>=' if gt is None else '>'} {ge if gt is None else gt:g}"

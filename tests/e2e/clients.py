@@ -222,9 +222,11 @@ def _java_client(how: str) -> Callable[[Job], Invocation]:
     return invocation
 
 
-def _chromium(job: Job) -> Invocation:
-    flags = [
-        f"--proxy-server={job.proxy or 'direct://'}",
+def chromium(home: Path, proxy: str | None, *flags: str) -> list[str]:
+    """The command of a browser that asks for nothing by itself."""
+    return [
+        need("chromium"),
+        f"--proxy-server={proxy or 'direct://'}",
         # Left alone it would go to loopback addresses by itself; and what it asks its makers on
         # each start goes past the proxy to names that nothing resolves.
         "--proxy-bypass-list=<-loopback>;*.com",
@@ -241,11 +243,15 @@ def _chromium(job: Job) -> Invocation:
         "--disable-extensions",
         "--disable-sync",
         "--disable-features=OptimizationHints,MediaRouter,Translate",
-        f"--user-data-dir={job.home / 'profile'}",
-        f"--ignore-certificate-errors-spki-list={job.spki}",
-        "--dump-dom",
+        f"--user-data-dir={home / 'profile'}",
+        *flags,
     ]
-    return Invocation([need("chromium"), *flags, *job.urls], {"HOME": str(job.home)})
+
+
+def _chromium(job: Job) -> Invocation:
+    trusted = f"--ignore-certificate-errors-spki-list={job.spki}"
+    command = chromium(job.home, job.proxy, trusted, "--dump-dom")
+    return Invocation([*command, *job.urls], {"HOME": str(job.home)})
 
 
 CLIENTS: dict[str, Callable[[Job], Invocation]] = {

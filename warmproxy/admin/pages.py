@@ -1,6 +1,7 @@
 """What the admin listener says, from what is. No sockets here."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -9,9 +10,10 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from warmproxy import __version__
+from warmproxy.admin.history import History, Lately
 from warmproxy.admin.wish import Wish, parse
 from warmproxy.errors import ShuttingDown
-from warmproxy.observe import Outcome
+from warmproxy.observe import Outcome, Tally
 from warmproxy.origin import Origin
 from warmproxy.pool.origin_pool import OriginPool
 
@@ -26,6 +28,8 @@ class Page:
     content_type: str
     body: bytes | Iterator[bytes]
     """In pieces where all of it at once would keep the loop for too long."""
+    fields: str = ""
+    """More of the head, each line with its CR LF."""
 
 
 @dataclass(slots=True)
@@ -75,6 +79,8 @@ class View:
     """`Accept` -> text, in pieces, and content type."""
     grant: Callable[[Wish], list[Said]]
     """The pools that fulfil a wish; raises WarmproxyError."""
+    about: Callable[[], Said]
+    """What /pools says of the daemon itself, with its `history`."""
     silent: list[int] = field(default_factory=list)
     """Processes of this daemon of which nothing is known now."""
 
@@ -83,6 +89,7 @@ TEXT = "text/plain; charset=utf-8"
 
 INDEX = (
     f"warmproxy {__version__}, admin listener\n"
+    "  /                 in a browser: the status page\n"
     "  /metrics          for Prometheus\n"
     "  /healthz          the daemon runs\n"
     "  /readyz?verbose   each configured pool is warm\n"
@@ -96,7 +103,9 @@ def respond(view: View, target: str, accept: str) -> Page:
     path, _, query = target.partition("?")
     match path:
         case "/":
-            return Page(200, TEXT, INDEX.encode())
+            if wants_html(accept):
+                return _status(view, query)
+            return Page(200, TEXT, INDEX.encode(), "Vary: Accept\r\n")
         case "/metrics":
             body, content_type = view.metrics(accept)
             return Page(200, content_type, body)
@@ -110,6 +119,15 @@ def respond(view: View, target: str, accept: str) -> Page:
             return Page(404, TEXT, f"nothing at {path}\n{INDEX}".encode())
 
 
+def wants_html(accept: str) -> bool:
+    """Whether an `Accept` field names text/html and does not refuse it (RFC 9110, 12.5.1)."""
+    for part in accept.lower().split(","):
+        name, *parameters = (word.strip() for word in part.split(";"))
+        if name == "text/html":
+            return not any(re.fullmatch(r"q=0(\.0*)?", word) for word in parameters)
+    return False
+
+
 def submit(view: View, target: str, client: str) -> Page:
     """The page for a POST to /warm: 200 where all of it is warm already, else 202. `client` is
     the address of whoever asks. Raises WarmproxyError."""
@@ -121,7 +139,12 @@ def submit(view: View, target: str, client: str) -> Page:
 def granted(pools: list[Said]) -> Page:
     """What a POST to /warm is answered."""
     warm = all(pool["fresh"] + pool["used"] >= pool["target_idle"] for pool in pools)
-    return _json(200 if warm else 202, {"pools": pools})
+    return _json(200 if warm else 202, {"pools": [_short(pool) for pool in pools]})
+
+
+def _short(pool: Said) -> Said:
+    """Without what is for the charts only."""
+    return {name: value for name, value in pool.items() if name != "warm_lately"}
 
 
 def _json(status: int, value: object) -> Page:
@@ -152,19 +175,53 @@ def _pools(view: View) -> Iterator[bytes]:
     while some := list(islice(pools, POOLS)):
         for name in totals:
             totals[name] += sum(pool[name] for pool in some)
-        texts = (json.dumps(pool, indent=1).replace("\n", "\n  ") for pool in some)
+        texts = (json.dumps(_short(pool), indent=1).replace("\n", "\n  ") for pool in some)
         yield (before + ",\n  ".join(texts)).encode()
         before, after = ",\n  ", "\n "
     totals["saved_seconds"] = round(totals["saved_seconds"], 6)
-    end = json.dumps(totals, indent=1).replace("\n", "\n ")
-    yield f'{after}],\n "totals": {end}\n}}\n'.encode()
+    about = view.about()
+    rest = {"totals": totals, "history": about.pop("history"), "daemon": about}
+    texts = (
+        f'"{name}": ' + json.dumps(value, indent=None if name == "history" else 1)
+        for name, value in rest.items()
+    )
+    yield (after + "],\n " + ",\n ".join(text.replace("\n", "\n ") for text in texts)).encode()
+    yield b"\n}\n"
 
 
-def describe(pool: AnyPool, configured: bool, now: float) -> Said:
+def _status(view: View, query: str) -> Page:
+    """The page for people."""
+    # here and not above: for those that look at it
+    from warmproxy.admin import html
+    from warmproxy.admin.table import asked
+
+    daemon = view.about() | {"version": __version__, "silent": view.silent}
+    lately = Lately(**daemon["history"])
+    pools = ((pool, pool["warm_lately"]) for pool in view.pools())
+    body = html.page(asked(query), daemon, lately, pools)
+    return Page(200, "text/html; charset=utf-8", body, html.FIELDS)
+
+
+def forgotten(tally: Tally) -> dict[str, Any]:
+    """What was counted of pools that are no more, as far as the page adds it up."""
+    hits, misses = _hits_and_misses(tally)
+    failed = tally.acquires[Outcome.FAILED]
+    saved = round(tally.saved_seconds, 6)
+    return {"hits": hits, "misses": misses, "failed": failed, "saved_seconds": saved}
+
+
+def _hits_and_misses(tally: Tally) -> tuple[int, int]:
+    counts = tally.acquires
+    hits = counts[Outcome.FRESH] + counts[Outcome.USED]
+    return hits, counts[Outcome.WAITED] + counts[Outcome.DIALLED]
+
+
+def describe(pool: AnyPool, configured: bool, now: float, history: History) -> Said:
     """What /pools says of a pool."""
     pool.account(now)
     tally, last, tls = pool.tally, pool.last_close, pool.origin.tls
-    hits = tally.acquires[Outcome.FRESH] + tally.acquires[Outcome.USED]
+    hits, misses = _hits_and_misses(tally)
+    seconds = sum(phase.total for phase in tally.dial_seconds.values())
     return {
         "origin": str(pool.origin),
         "configured": configured,
@@ -186,6 +243,10 @@ def describe(pool: AnyPool, configured: bool, now: float) -> Said:
             for kind, limit in pool.idle_limits.items()
         },
         "canaries": pool.canaries,
+        "below_target_for": round(history.below_for(pool.origin, now), 3),
+        "warm_lately": history.warm_of(pool.origin),
+        "closes_at_once": pool.churn.failures > 0,
+        "costly": pool.is_costly,
         "held_back": {
             "reason": pool.guard.why,
             "seconds": round(max(0.0, pool.guard.until - now), 3),
@@ -201,9 +262,14 @@ def describe(pool: AnyPool, configured: bool, now: float) -> Said:
         "closed": dict(tally.closed),
         "primes": dict(tally.primes),
         "dials": sum(tally.dials.values()),
+        "dial_seconds": {
+            "mean": round(seconds / dials, 6) if (dials := tally.dials["ok"]) else None,
+            "recent": round(pool.dial_time, 6),
+        },
+        "dial_failures": pool.dial_failures.failures,
         "dials_failed": sum(n for result, n in tally.dials.items() if result != "ok"),
         "hits": hits,
-        "misses": tally.acquires[Outcome.WAITED] + tally.acquires[Outcome.DIALLED],
+        "misses": misses,
         "failed": tally.acquires[Outcome.FAILED],
         "saved_seconds": round(tally.saved_seconds, 6),
         "last_error": pool.last_error,

@@ -256,7 +256,7 @@ class AdminConnection(asyncio.Protocol):
             f"HTTP/1.1 {page.status} {STATUS_REASONS.get(page.status, '')}\r\n"
             f"Date: {self._date().decode()}\r\n"
             f"Content-Type: {page.content_type}\r\n"
-            f"{fields}"
+            f"{fields}{page.fields}"
             "Cache-Control: no-store\r\n"
             f"{'Connection: close' if close else 'Connection: keep-alive'}\r\n\r\n"
         ).encode("latin-1")

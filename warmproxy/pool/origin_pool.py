@@ -178,6 +178,16 @@ class OriginPool(Generic[C, W]):
         return self._shelves.rtt
 
     @property
+    def dial_time(self) -> float:
+        """Seconds that a dial takes, a high one of the last (0: unknown)."""
+        return self._dial
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether it was told that keeping connections warm takes many dials."""
+        return self._told_costly
+
+    @property
     def idle_limits(self) -> dict[str, IdleLimit]:
         """By kind: `fresh` and `used`; `raw` where connections wait for TLS to begin on them, which
         servers judge by another limit than those on which it is done."""

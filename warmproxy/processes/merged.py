@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import zip_longest
 from operator import itemgetter
 from typing import Any
 
-from warmproxy.admin.pages import Said
+from warmproxy.admin.pages import Said, forgotten
 from warmproxy.observe import Tally
 from warmproxy.sample import Gauges, Sample
 
@@ -57,6 +58,39 @@ def merge_pool(pools: list[Said]) -> Said:
     return {name: _RULES.get(name, _merge)([pool[name] for pool in pools]) for name in pools[0]}
 
 
+def merge_abouts(abouts: list[Said], gone: dict[str, Tally]) -> Said:
+    """What the daemon as a whole says of itself; `gone` as above."""
+    ended = Tally()
+    for tally in gone.values():
+        ended.add(tally)
+    rest = {name: [about["forgotten"][name] for about in abouts] for name in forgotten(ended)}
+    return {
+        "uptime": max((about["uptime"] for about in abouts), default=0.0),
+        "clients": sum(about["clients"] for about in abouts),
+        "tunnels": sum(about["tunnels"] for about in abouts),
+        "accepting": all(about["accepting"] for about in abouts),
+        "reload_is_good": all(about["reload_is_good"] for about in abouts),
+        "loop_lag": max((about["loop_lag"] for about in abouts), default=0.0),
+        "forgotten": {
+            name: round(sum(values) + forgotten(ended)[name], 6) for name, values in rest.items()
+        },
+        "history": _histories([about["history"] for about in abouts]),
+    }
+
+
+def _histories(histories: list[Said]) -> Said:
+    """Sums; a process that began later adds to the last of them."""
+    seconds = max((history["seconds"] for history in histories), default=0.0)
+    lists = ("per_second", "hits", "misses", "warm", "target")
+    return {"seconds": seconds} | {n: _aligned([h[n] for h in histories]) for n in lists}
+
+
+def _aligned(lists: list[list[Any]]) -> list[Any]:
+    """The sums of what was at the same time: the last of each is now."""
+    backwards = zip_longest(*(reversed(values) for values in lists), fillvalue=0)
+    return [round(sum(values), 6) for values in backwards][::-1]
+
+
 def _merge(values: list[Any]) -> Any:
     found = [value for value in values if value is not None]
     match found:
@@ -97,11 +131,23 @@ def _boosts(values: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def _dials(values: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of what is known, and the slowest of the last."""
+    means = [value["mean"] for value in values if value["mean"] is not None]
+    mean = round(sum(means) / len(means), 6) if means else None
+    return {"mean": mean, "recent": max(value["recent"] for value in values)}
+
+
 _RULES: dict[str, Rule] = {
     "configured": any,
     "oldest_age": max,
     "idle_limits": _limits,
     "boosts": _boosts,
+    "below_target_for": max,
+    "closes_at_once": any,
+    "costly": any,
+    "warm_lately": _aligned,
+    "dial_seconds": _dials,
     "held_back": _present(lambda found: max(found, key=lambda held: held["seconds"])),
     "last_close": _present(lambda found: min(found, key=lambda last: last["ago"])),
 }

@@ -163,6 +163,7 @@ class Parent:
             admin.sweep(self._loop.time())
         self._notifier.alive()
         pause = min(SWEEP_SECONDS, self._notifier.watchdog_seconds / 3)
+        log.tick()
         self._sweeping = self._loop.call_later(pause, self._sweep)
 
     # ── processes come and go ────────────────────────────────────────────────────────────────
@@ -346,6 +347,7 @@ class Parent:
         self._admin_doors.close()
         for admin in list(self._admins):
             admin.transport.close()
+        log.tick(at_end=True)
         await asyncio.sleep(0)  # let the closes reach the kernel
 
 

@@ -123,13 +123,15 @@ class Serving:
 
 
 def _tell(service: Service, name: str, argument: Any) -> Any:
-    """`sample`, `pools` and `ready` as the pages have them; `grant` fulfils the Wish that it gets
-    the parts of, and raises WarmproxyError."""
+    """`sample`, `pools`, `about` and `ready` as the pages have them; `grant` fulfils the Wish that
+    it gets the parts of, and raises WarmproxyError."""
     match name:
         case "sample":
             return service.sample()
         case "pools":
             return list(service.view.pools())
+        case "about":
+            return service.view.about()
         case "ready":
             return service.view.ready()
         case "grant":

@@ -11,7 +11,12 @@ from warmproxy.errors import ShuttingDown, WarmproxyError
 from warmproxy.metrics import Processes, render
 from warmproxy.observe import Tally
 from warmproxy.processes.child import Child
-from warmproxy.processes.merged import merge_pools, merge_samples, merge_tallies
+from warmproxy.processes.merged import (
+    merge_abouts,
+    merge_pools,
+    merge_samples,
+    merge_tallies,
+)
 from warmproxy.reload import Reloads
 from warmproxy.sample import Sample
 
@@ -24,7 +29,12 @@ class Place(Protocol):
     restarts: int
 
 
-_NEEDS = {"/metrics": ("sample",), "/pools": ("pools",), "/readyz": ("ready",), "/healthz": ()}
+_NEEDS = {
+    "/metrics": ("sample",),
+    "/pools": ("pools", "about"),
+    "/readyz": ("ready",),
+    "/healthz": (),
+}
 """What is asked for a page; all of it for any other."""
 
 
@@ -58,7 +68,7 @@ class Voice:
     async def respond(self, target: str, accept: str) -> Page:
         """The page for a GET of `target`."""
         path = target.partition("?")[0]
-        told, silent = await self._ask(*_NEEDS.get(path, ("sample", "pools", "ready")))
+        told, silent = await self._ask(*_NEEDS.get(path, ("sample", "pools", "ready", "about")))
         if path == "/healthz" and not told:
             return Page(503, TEXT, b"no process answers\n")
         self._silent = silent
@@ -68,6 +78,7 @@ class Voice:
             draining=lambda: self.draining,
             metrics=lambda accept: render(self._sample(), accept, self._processes),
             grant=_nothing,
+            about=lambda: self._about([each["about"] for each in told.values()]),
             silent=silent,
         )
         return respond(view, target, accept)
@@ -106,6 +117,11 @@ class Voice:
             else:
                 said.append((f"process {place.number}", False, "does not answer"))
         return said
+
+    def _about(self, abouts: list[Said]) -> Said:
+        said = merge_abouts(abouts, self._gone)
+        is_good = self._reloads.is_good and said["reload_is_good"]
+        return said | {"reload_is_good": is_good, "draining": self.draining}
 
     def _sample(self) -> Sample:
         children = [place.child for place in self._places if place.child is not None]

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from warmproxy.admin.words import safe
 from warmproxy.net.tls import make_context
 from warmproxy.settings import TlsProfile
 from warmproxy.tools.advice import at_least, notes, savings, table
 from warmproxy.tools.direct import Url
 from warmproxy.tools.examine import Examination, Findings
-from warmproxy.tools.status import safe
 
 SHOW_EVERY = 0.2
 """Seconds between two looks at the progress, on a terminal."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from warmproxy.admin.words import safe, span
 from warmproxy.tools.healthcheck import authority, get
 
 COLUMNS = (
@@ -25,6 +26,7 @@ COLUMNS = (
 )
 LEFT = ("ORIGIN", "LAST CLOSE")
 CLEAR = "\x1b[H\x1b[2J"
+HINT = "\nWith pip install 'warmproxy[watch]' this fits the window and says what needs attention.\n"
 
 
 def status(
@@ -39,16 +41,21 @@ def status(
     With `every`, again each so many seconds, until Ctrl-C, also while nothing answers. Returns 0,
     or 1 (and one line on stderr) where there is no answer to show.
     """
+    on_terminal = every is not None and sys.stdout.isatty() and not as_json
+    if on_terminal and every is not None and (watch := _screen()) is not None:
+        watch(lambda: _fetch(address), every)
     while True:
         try:
-            shown = _fetch(address, as_json)
+            pools = _fetch(address)
+            shown = json.dumps(pools, indent=2) + "\n" if as_json else table(pools)
         except (OSError, ValueError) as error:
             if every is None:
                 print(f"warmproxy status: {error}", file=sys.stderr)
                 return 1
             shown = f"{error}\n"
-        if every is not None and sys.stdout.isatty():
-            shown = f"{CLEAR}{time.strftime('%H:%M:%S')}  {authority(address)}\n\n{shown}"
+        if on_terminal:
+            clock = time.strftime("%H:%M:%S")
+            shown = f"{CLEAR}{clock}  {authority(address)}\n\n{shown}{HINT}"
         sys.stdout.write(shown)
         sys.stdout.flush()
         if every is None:
@@ -56,7 +63,17 @@ def status(
         pause(every)
 
 
-def _fetch(address: tuple[str, int], as_json: bool) -> str:
+def _screen() -> Callable[[Callable[[], Mapping[str, Any]], float], None] | None:
+    """What draws on a terminal, or None where the extra is not installed."""
+    try:
+        from warmproxy.tools.screen import watch
+    except ModuleNotFoundError:
+        return None
+    return watch
+
+
+def _fetch(address: tuple[str, int]) -> dict[str, Any]:
+    """What /pools says. Raises OSError, or ValueError where that is not what `table` can show."""
     try:
         code, body = get(address, "/pools")
     except ConnectionRefusedError as error:
@@ -64,10 +81,11 @@ def _fetch(address: tuple[str, int], as_json: bool) -> str:
     if code != 200:
         raise ValueError(f"/pools on {authority(address)} says {code}; is that warmproxy?")
     try:
-        pools = json.loads(body)
-        return json.dumps(pools, indent=2) + "\n" if as_json else table(pools)
+        pools: dict[str, Any] = json.loads(body)
+        table(pools)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"/pools on {authority(address)} is not warmproxy's") from None
+    return pools
 
 
 def table(pools: Mapping[str, Any]) -> str:
@@ -100,10 +118,10 @@ def _row(pool: Mapping[str, Any]) -> tuple[str, ...]:
         safe(pool["origin"]) + ("" if pool["configured"] else " *"),
         f"{warm}/{pool['target_idle']}",
         *(str(pool[name]) for name in counts),
-        _seconds(pool.get("oldest_age")),
+        span(pool.get("oldest_age")),
         *(str(pool[name]) for name in ("dials", "hits", "misses")),
-        _seconds(pool["saved_seconds"]),
-        f"{safe(close['reason'])}, {_seconds(close['ago'])} ago, aged {_seconds(close['age'])}"
+        span(pool["saved_seconds"]),
+        f"{safe(close['reason'])}, {span(close['ago'])} ago, aged {span(close['age'])}"
         if close
         else "-",
     )
@@ -114,19 +132,3 @@ def _align(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(
         cell.ljust(width) if column in LEFT else cell.rjust(width) for column, cell, width in cells
     ).rstrip()
-
-
-def _seconds(value: float | None) -> str:
-    """A duration in three digits or so."""
-    if value is None:
-        return "-"
-    if value < 100:
-        return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
-    minutes, seconds = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
-
-
-def safe(text: object) -> str:
-    """Text that came over the network, without what would move the terminal's cursor."""
-    return "".join(c if c.isprintable() else "?" for c in str(text))
