@@ -84,11 +84,12 @@ class Entrant:
                 return False
 
     def idle(self) -> int:
-        """Ours only: idle connections that never carried a request."""
+        """Ours only."""
         asked = HTTPConnection("127.0.0.1", admin_port(self.place), timeout=10)
         with contextlib.closing(asked):
             asked.request("GET", "/pools")
-            return int(json.loads(asked.getresponse().read())["totals"]["fresh"])
+            totals = json.loads(asked.getresponse().read())["totals"]
+            return int(totals["fresh"]) + int(totals["used"])
 
     def processor_seconds(self) -> float:
         return self.program.processor_seconds()
