@@ -1,4 +1,4 @@
-"""README.md and docs/ say what the code does: a setting, metric, flag or page has its line."""
+"""README.md and docs/ say what the code does: a setting, metric, option or error has its line."""
 
 import ast
 import inspect
@@ -16,6 +16,9 @@ from warmproxy.observe import CloseReason, Outcome
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SETTINGS = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+COMMANDS = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 TABLES = runpy.run_path(str(ROOT / "docs" / "tables.py"))
 
@@ -28,9 +31,11 @@ rows = [
 
 
 @pytest.mark.parametrize(
-    ("page", "table", "line"), rows, ids=[line.split("`")[1] for _, _, line in rows]
+    ("page", "table", "line"),
+    rows,
+    ids=[f"{table}: {(re.findall('`(.+?)`', line) or [line])[0]}" for _, table, line in rows],
 )
-def test_each_setting_metric_and_rule_has_its_line(page: str, table: str, line: str) -> None:
+def test_each_line_of_a_table_is_there(page: str, table: str, line: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     _, _, found = text.partition(f"<!-- {table}: begin -->\n")
     lines = found.partition(f"<!-- {table}: end -->")[0].splitlines()
@@ -43,20 +48,23 @@ def test_the_tables_hold_nothing_else(page: str) -> None:
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_each_command_and_flag_is_mentioned(
+def test_each_command_and_option_is_in_its_section(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """What `--help` says, which argparse writes and not the tables."""
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
     flags = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)) - {"--help"}
-    for word in (f"warmproxy {command}", *flags):
-        assert re.search(rf"(?<![\w-]){word}(?![\w-])", README), word
+    _, _, section = COMMANDS.partition(f"\n## {command}\n")
+    section = section.partition("\n## ")[0]
+    assert {flag for flag in flags if f"| `{flag}" not in section} == set()
+    assert f"| [`warmproxy {command}`](#{command}) |" in COMMANDS
 
 
 def test_each_admin_page_is_mentioned() -> None:
     paths = set(re.findall(r'case "(/\w+)"', inspect.getsource(pages.respond)))
     assert len(paths) >= 4
-    assert {path for path in paths if f"| `{path}` |" not in README} == set()
+    assert {path for path in paths if f"| `{path}` |" not in OPERATIONS} == set()
 
 
 def logged() -> dict[str, set[str]]:
@@ -94,12 +102,14 @@ def test_each_outcome_and_close_reason_is_described() -> None:
 
 
 def test_the_examples_of_settings_are_valid() -> None:
-    *others, text = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
-    for other in others:
-        assert load(path="README.md", text=other, environ={}, flags={})
-    by_file = load(path="README.md", text=text, environ={}, flags={}).settings
+    """Those of all pages; and the file and the variables of settings.md say the same."""
+    for page in PAGES:
+        for text in re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            assert load(path=page.name, text=text, environ={}, flags={})
+    [text] = re.findall(r"```toml\n(.*?)```", SETTINGS, re.DOTALL)
+    by_file = load(path="settings.md", text=text, environ={}, flags={}).settings
     assert len(by_file.upstream) == len(tomllib.loads(text)["upstream"])
-    environ = dict(re.findall(r'^export (WARMPROXY_\w+)="?(.*?)"?$', README, re.MULTILINE))
+    environ = dict(re.findall(r'^export (WARMPROXY_\w+)="?(.*?)"?$', SETTINGS, re.MULTILINE))
     by_variable = load(path=None, text=None, environ=environ, flags={}).settings
     assert [u.origin for u in by_variable.upstream] == [u.origin for u in by_file.upstream]
     assert by_variable.log_format == by_file.log_format
@@ -111,14 +121,27 @@ def test_the_lines_to_export_are_those_that_the_daemon_prints() -> None:
         assert f"\n{line.strip()}\n" in README
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        *(f"docs/{name}.md" for name in ("operations", "doctor", "metrics", "scaling")),
-    ],
-)
-def test_links_lead_somewhere(page: str) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert "://" in target or ((ROOT / page).parent / target).exists(), target
+def anchors(page: Path) -> set[str]:
+    """What can be linked to in a page: its headings, as GitHub names them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """To a file that is there, and to a heading that it has."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            path, _, anchor = target.partition("#")
+            file = page.parent / path if path else page
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file), target
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    """It has less than 250 lines, and all other pages can be reached from the index."""
+    assert len(README.splitlines()) < 250
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    linked = {(ROOT / "docs" / to).resolve() for to in re.findall(r"\]\(([^)#]+)", index)}
+    assert set(PAGES) - {ROOT / "README.md", ROOT / "docs" / "README.md"} <= linked

@@ -379,7 +379,8 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the whole command line, and that of each command."""
     parser = _Parser(
         prog="warmproxy",
         description="A local forward proxy that hands out connections which are already open.",
@@ -431,7 +432,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     by_name["init"].add_argument("path", metavar="PATH", nargs="?", default=DEFAULT_CONFIG)
     _add_tools(by_name)
+    return parser, by_name
 
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser, by_name = parsers()
     if not argv:
         parser.print_help(sys.stderr)
         parser.exit(2)

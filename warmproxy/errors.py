@@ -98,6 +98,8 @@ class DialError(WarmproxyError):
 
 
 class DialRefused(DialError):
+    """The upstream's machine, or a firewall, refused the connection."""
+
     result = "refused"
 
 
@@ -110,6 +112,8 @@ class DialUnreachable(DialError):
 
 
 class DialTimeout(DialError):
+    """The upstream's machine did not answer the dial."""
+
     status = 504
     token = "connection_timeout"
     result = "timeout"

@@ -126,9 +126,14 @@ class Parent:
             raise self._lost
 
     def _do(self, what: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(what)
+        task = self._loop.create_task(what, name=f"parent of the processes: {what!r}")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._loop.call_exception_handler({"message": task.get_name(), "exception": error})
 
     def _pids(self) -> list[int]:
         return [os.getpid(), *(child.pid for child in self._children)]
