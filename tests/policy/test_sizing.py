@@ -171,3 +171,15 @@ def test_what_was_seen_is_inherited_by_one_of_the_same_kind():
     fixed = Fixed(3)
     fixed.inherit(old)
     assert fixed.target_idle(1.0, 0, DIAL, inf) == 3
+
+
+def test_no_answer_is_higher_than_the_most():
+    """A pool with as many idle connections does not ask for the target at each request."""
+    for sizing in (Fixed(3), Auto(2, 7), Learned(1, 10.0, 60.0, Auto(1, 4))):
+        for step in range(200):
+            now = step * 0.01
+            sizing.asked(now, step % 20)
+            assert sizing.target_idle(now, step % 20, 0.05, 60.0) <= sizing.most
+    wider = Auto(2, 9)
+    wider.inherit(Auto(2, 5))
+    assert wider.most == 9, "it comes from the settings"

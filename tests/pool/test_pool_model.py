@@ -212,6 +212,16 @@ class PoolMachine(RuleBasedStateMachine):
             assert plan.wake_at >= until
 
     @invariant()
+    def what_is_settled_is_planned(self) -> None:
+        """So that an acquire or a release need not have the pool planned."""
+        pool = self.pool
+        if self.now < pool.planned_until and pool.is_settled(self.now):
+            plan = pool.plan(self.now)
+            assert (plan.dials, plan.evict) == (0, ())
+            assert plan.wake_at >= pool.planned_until
+        pool.planned_until = pool.plan(self.now).wake_at
+
+    @invariant()
     def asking_twice_gives_the_same_answer(self) -> None:
         assert self.pool.plan(self.now) == self.pool.plan(self.now)
 

@@ -10,6 +10,10 @@ from typing import Protocol
 class Sizing(Protocol):
     """Answers `target_idle`; is told of each request, so that demand can move the answer."""
 
+    @property
+    def most(self) -> int:
+        """No answer is higher."""
+
     def asked(self, now: float, active: int) -> None:
         """A request for the origin came while `active` others had a connection or waited."""
 
@@ -30,10 +34,10 @@ class Sizing(Protocol):
 class Fixed:
     """Always the same: what an [[upstream]] table's `warm` says."""
 
-    __slots__ = ("count",)
+    __slots__ = ("count", "most")
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        self.count = self.most = count
 
     def asked(self, now: float, active: int) -> None:
         pass
@@ -53,13 +57,14 @@ class Learned:
     says, until it was quiet for `quiet` seconds. `requests` = 0 never warms.
     """
 
-    __slots__ = ("_asked", "_last", "_warm", "quiet", "requests", "sizing", "window")
+    __slots__ = ("_asked", "_last", "_warm", "most", "quiet", "requests", "sizing", "window")
 
     def __init__(self, requests: int, window: float, quiet: float, sizing: Sizing) -> None:
         self.requests = requests
         self.window = window
         self.quiet = quiet
         self.sizing = sizing
+        self.most = sizing.most
         self._asked: deque[float] = deque(maxlen=max(1, requests))
         self._last = -inf
         self._warm = False
@@ -142,6 +147,7 @@ class Auto:
         "_period_ends",
         "_rise",
         "_step_ends",
+        "most",
         "reuse",
         "warm_max",
         "warm_min",
@@ -150,6 +156,7 @@ class Auto:
     def __init__(self, warm_min: int, warm_max: int, *, reuse: bool = True) -> None:
         self.warm_min = warm_min
         self.warm_max = warm_max
+        self.most = max(warm_min, warm_max)
         self.reuse = reuse
         self._last = -inf
         """When the last request came."""
@@ -211,7 +218,7 @@ class Auto:
     def inherit(self, other: Sizing) -> None:
         if isinstance(other, Auto) and other.reuse == self.reuse:
             for name in self.__slots__:
-                if name not in ("reuse", "warm_max", "warm_min"):
+                if name not in ("most", "reuse", "warm_max", "warm_min"):
                     setattr(self, name, getattr(other, name))
 
     def _follow(self, now: float, active: int) -> None:

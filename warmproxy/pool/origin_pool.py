@@ -522,6 +522,8 @@ class OriginPool(Generic[C, W]):
 
     def is_settled(self, now: float) -> bool:
         """Whether all that is to be done is planned: asked at every acquire."""
+        if len(self._shelves) >= self.sizing.most and not (self.boosts or self.guard.is_wary):
+            return self.stays_settled()  # whatever the target is, nothing is missing
         settled_until = self.settled_until(now)
         return settled_until > now and settled_until >= self.planned_until
 
