@@ -51,7 +51,7 @@ def versions(python: str) -> dict[str, str]:
 
 def command(script: str, python: str = "python3") -> str:
     """What was called; which files and which Python it was given is nobody's business."""
-    told = re.sub(r" --(json|latency|python)[ =]\S+", "", " " + shlex.join(sys.argv[1:]))
+    told = re.sub(r" --(json|latency|plot|python)[ =]\S+", "", " " + shlex.join(sys.argv[1:]))
     return f"{python} benchmarks/{script}{told}".rstrip()
 
 
