@@ -9,7 +9,7 @@ from warmproxy.errors import DialRefused, LimitReached
 from warmproxy.observe import CloseReason, Observer
 from warmproxy.origin import origin
 from warmproxy.policy.backoff import DialBudget
-from warmproxy.policy.learn import Known
+from warmproxy.policy.learn import SHORTEST, Known
 from warmproxy.policy.retry import Prefer
 from warmproxy.policy.sizing import Fixed
 from warmproxy.pool.origin_pool import OriginPool
@@ -651,3 +651,35 @@ def test_many_connections_are_looked_at_seldom_and_ahead_of_time(count: int, loo
         found |= pool._shelves.due.keys()
         seen += 1
     assert 0.5 * looks <= seen <= looks
+
+
+def test_a_pool_with_all_that_it_can_want_is_settled_whatever_its_target():
+    """An acquire then asks no sizing; what is due, or due before the next plan, still counts."""
+    pool = make(warm=1, idle_timeout=40)
+    dial(pool, 1)
+    dial(pool, 2)
+    pool.planned_until = pool.plan(0.0).wake_at
+    assert pool.is_settled(1.0)
+    pool.suspect(None, 1.0)
+    pool.plan(1.0)
+    assert not pool.is_settled(1.0), "two are due"
+
+
+def test_how_long_a_dial_takes_and_what_it_was_told_of_costs():
+    pool = make(warm=1)
+    assert (pool.dial_time, pool.is_costly) == (0.0, False)
+    pool.dial_started(0.0)
+    pool.dial_succeeded(1, 0.25, 0.0)
+    assert pool.dial_time == 0.25
+
+
+def test_who_takes_a_connection_that_was_idle_for_long_shows_that_they_live():
+    """After closes right behind the opening only a probe is dialled, until one has lived."""
+    pool = make(warm=2)
+    dial(pool, 1)
+    pool.closed(1, CloseReason.UPSTREAM_EOF, 0.0)
+    assert pool.churn.failures == 1
+    at = pool.churn.not_before
+    dial(pool, 2, at)
+    assert pool.acquire(9, Prefer.FRESH, at + SHORTEST, alive) == 2
+    assert pool.churn.failures == 0

@@ -81,6 +81,14 @@ class PoolMachine(RuleBasedStateMachine):
         self.dialling -= 1
         self.served(conn, self.pool.dial_succeeded(conn, 0.01, self.now, place), used=False)
 
+    @rule()
+    def fill(self) -> None:
+        """All that is asked for is opened: by chance alone that is seldom reached."""
+        for _ in range(3):
+            self.carry_out(10)
+            while self.dialling:
+                self.dial_succeeds()
+
     @rule(count=st.integers(0, 2 * CAP), seconds=st.sampled_from([0.0, 2.0, 40.0]))
     def boost(self, count: int, seconds: float) -> None:
         self.pool.boost(count, self.now + seconds, "asked", self.now)

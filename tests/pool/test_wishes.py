@@ -273,6 +273,8 @@ def test_the_one_that_is_idle_longest_is_found_among_those_that_may_stay():
     pool.take(3, 6.0)
     pool.release(3, 6.0)
     assert pool.idle_longest() == (2, 5.0)
+    dial_to(pool, 4, "10.0.0.2", now=7.0)
+    assert pool.idle_longest() == (2, 5.0), "used ones and fresh ones count alike"
 
 
 def test_an_announced_limit_replaces_the_used_connection_before_its_time():

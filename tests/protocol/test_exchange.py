@@ -493,6 +493,43 @@ def test_another_origin_ends_the_pin():
     assert Release(reusable=True) in exchange.upstream_data(OK)
 
 
+def test_another_origin_that_is_remembered_ends_the_pin():
+    """Whether a request is judged or remembered, and its own origin keeps it either way."""
+    other = GET.replace(b"//h/", b"//other/")
+    exchange = forwarding(other)
+    exchange.upstream_data(OK)
+    exchange.client_data(GET)
+    exchange.leased(was_used=False)
+    assert Release(reusable=True, pinned=True) in exchange.upstream_data(NTLM)
+    exchange.client_data(GET.replace(b"Host: h", b"Host: h\r\nA: new"))
+    exchange.leased(was_used=True)
+    assert Release(reusable=True, pinned=True) in exchange.upstream_data(OK)
+    exchange.client_data(other)
+    exchange.leased(was_used=False)
+    assert Release(reusable=True) in exchange.upstream_data(OK)
+
+
+def test_a_client_is_quiet_between_its_requests_only():
+    exchange = make()
+    assert exchange.is_quiet
+    exchange.client_data(GET[:9])
+    assert not exchange.is_quiet, "a request has begun"
+    exchange.client_data(GET[9:])
+    assert not exchange.is_quiet
+    exchange.leased(was_used=False)
+    exchange.upstream_data(OK)
+    assert exchange.is_quiet
+
+
+def test_what_was_moved_for_an_exchange_that_is_over_counts_for_nothing():
+    """Its client may go while the driver still tells of bytes."""
+    exchange = forwarding()
+    exchange.upstream_data(LONG % (MOVED_FROM + 2))
+    exchange.client_lost()
+    assert exchange.response_moved(1) == []
+    assert exchange.request_moved(1) == []
+
+
 def test_max_forwards_0_is_answered_here():
     options = b"OPTIONS http://h/ HTTP/1.1\r\nHost: h\r\nMax-Forwards: 0\r\n\r\n"
     exchange = make()

@@ -159,6 +159,7 @@ PLAIN = b"HTTP/1.1 200 OK\r\nDate: now\r\nA: b\r\n%b\r\n"
         b"Content-Length: 1\r\nConnection: keep-alive, A\r\n",
         b"Content-Length: 1\r\nVia: 1.1 x\r\n",
         b"Content-Length: 1\r\nUpgrade: x\r\n",
+        b"Connection: keep-alive\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
         b"Content-Length: 1\r\nWWW-Authenticate: NTLM\r\n",
         b"Content-Length:1\r\n",
         b"Content-Length: 1\r\nB:  c\r\n",
@@ -187,3 +188,11 @@ def test_an_answer_to_head_has_no_body_whatever_came_before():
         exchange.leased(False)
         exchange.upstream_data(answer(b"now", b"") + body)
         assert exchange.state is State.IDLE, method
+
+
+def test_a_plain_answer_in_chunks():
+    head = PLAIN % b"Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n"
+    plain = read_plain_response(head)
+    assert plain is not None
+    assert (plain.length, plain.framing) == (None, b"Transfer-Encoding: chunked")
+    assert plain.head == b"HTTP/1.1 200 OK\r\nDate: now\r\nA: b"
