@@ -34,7 +34,8 @@ class Crowd:
         self._descriptors = descriptors
         self._is_told = False
         """accept_paused was said, accept_resumed was not yet."""
-        self._paused_at = 0.0
+        self._moved_at = 0.0
+        """When the doors were opened or shut last."""
         self._shed_all = 0
         """Idle connections that were closed since it was said."""
         self._shed = 0
@@ -56,7 +57,7 @@ class Crowd:
             self._shed = 0
             self._housekeeper.start()
         # At its limit a daemon pauses with every client that comes: two lines tell of all that.
-        calm = self._loop.time() - self._paused_at >= CALM
+        calm = self._loop.time() - self._moved_at >= CALM
         if self._is_told and calm and not self._doors.paused:
             self._is_told = False
             log.event("accept_resumed", clients=clients, upstreams=upstreams, shed=self._shed_all)
@@ -65,6 +66,7 @@ class Crowd:
     def open_again(self) -> None:
         """Accept; where that does not work the next look tries again."""
         self._doors.paused = False  # opening takes a turn of the loop
+        self._moved_at = self._loop.time()
         task = self._loop.create_task(self._doors.open(), name="accept again")
         self._opening.add(task)
         task.add_done_callback(self._opened)
@@ -75,7 +77,7 @@ class Crowd:
         self._housekeeper.scarce |= scarce
         self._shed += shed
         self._shed_all += shed
-        self._paused_at = self._loop.time()
+        self._moved_at = self._loop.time()
         if not self._is_told:
             self._is_told = True
             log.event(

@@ -87,7 +87,7 @@ def _is_loopback(name: str) -> bool:
         return False
 
 
-FEW = 4
+FEW = 5
 """Pieces from which on a page goes out piece by piece, and without its length."""
 
 Reply = Page | asyncio.Future[Page]
