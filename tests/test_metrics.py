@@ -7,6 +7,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
+from warmproxy.admin.history import History
 from warmproxy.admin.pages import POOLS, View, describe, respond
 from warmproxy.metrics import render
 from warmproxy.observe import Observer, Tally
@@ -60,11 +61,12 @@ def test_pools_are_one_document_in_pieces(origins: int) -> None:
     """/pools is what it would be if it were written at once, a few pools in each piece."""
     made = registry(origins)
     view = View(
-        pools=lambda: (describe(pool, True, 1.0) for pool in made),
+        pools=lambda: (describe(pool, True, 1.0, History(0.0)) for pool in made),
         ready=list,
         draining=lambda: False,
         metrics=lambda accept: (iter(()), ""),
         grant=lambda wish: [],
+        about=lambda: {"history": {}, "clients": 3},
     )
     body = respond(view, "/pools", "").body
     assert not isinstance(body, bytes)

@@ -24,7 +24,7 @@ from warmproxy.protocol.headers import (
 from warmproxy.protocol.messages import Acquire, RequestHead
 from warmproxy.protocol.target import PLAIN_TARGET, Forward
 
-ENTRIES = 512
+ENTRIES = 2048
 """Kept at most; when there are more, all are forgotten."""
 LONGEST = 2048
 """Bytes of a head that are worth keeping."""
