@@ -1,6 +1,6 @@
 """Are requests that meet a warm connection slowed by as many beside them that meet none?
 
-    python3 benchmarks/twice_warm.py            # about 1 1/2 minutes; writes benchmarks/README.md
+    python3 benchmarks/twice_warm.py            # about 4 minutes; writes benchmarks/README.md
     python3 benchmarks/twice_warm.py --rounds 2 # writes nothing
 
 The rig is that of first_request.py, with its needs: 10 warm connections, an RTT of 40 ms. After the
