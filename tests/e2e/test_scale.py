@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.daemon import Metrics, Warmproxy, wait_warm
-from tests.e2e.harness import Process, eventually, free_port
+from tests.e2e.harness import Process, eventually, free_port, missing
 
 ORIGINS = 1000
 IDLE = 3000
@@ -50,7 +50,7 @@ asyncio.run(main())
 def _descriptors() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < NEEDED:
-        pytest.skip(f"needs {NEEDED} file descriptors")
+        missing(f"a limit of {NEEDED} file descriptors")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

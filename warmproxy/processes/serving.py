@@ -61,7 +61,7 @@ class Serving:
         if begin is None:
             return 0
         service = self._make(begin)
-        telling = loop.create_task(self._tell_when_open(service))
+        telling = loop.create_task(self._tell_when_open(service), name="tell when open")
         try:
             await service.serve()
         except StartError as error:
