@@ -40,7 +40,7 @@ def problems(
     return caught.value.problems
 
 
-DEFAULT = Settings(state_file="", control="")
+DEFAULT = Settings(state_file="", control="", ca_dir="")
 """Where the environment names no home."""
 
 
@@ -123,6 +123,9 @@ def test_auto_is_where_the_system_keeps_state(environ: Mapping[str, str], path: 
     assert loaded('state_file = "auto"', environ).settings.state_file == path
     assert loaded('state_file = "/else"', environ).settings.state_file == "/else"
     assert loaded('state_file = ""', environ).settings.state_file == ""
+    folder = path.removesuffix("limits.json") + "ca" if path else ""
+    assert loaded(None, environ).settings.ca_dir == folder
+    assert loaded('ca_dir = "/else"', environ).settings.ca_dir == "/else"
 
 
 @pytest.mark.parametrize(
@@ -861,3 +864,26 @@ def test_a_password_in_a_broken_url_is_not_shown(url: str) -> None:
     with pytest.raises(ConfigError) as raised:
         loaded(f'[[upstream]]\nurl = "{url}"')
     assert not any("s3" in line for line in raised.value.problems), raised.value.problems
+
+
+def test_only_https_that_is_verified_is_intercepted() -> None:
+    """Whoever trusts our authority must get what is as good as the upstream's own certificate."""
+    where = 'intercept = true\nurl = "{}"\n'.format
+    assert problems("[[upstream]]\n" + where("http://a.example")) == [
+        "w.toml:2: 'intercept' is for https urls, and http://a.example:80 is http"
+    ]
+    assert problems("[[upstream]]\nverify = false\n" + where("https://a.example")) == [
+        "w.toml:3: 'intercept' and 'verify' false: clients would trust a certificate that "
+        "nobody verified; for a private authority set 'ca_file'"
+    ]
+    assert problems('intercept_clients = ["10.0.0.1/8"]') == [
+        "w.toml:1: 'intercept_clients': \"10.0.0.1/8\" has bits beyond its prefix; did you mean"
+        " '10.0.0.0/8'?"
+    ]
+
+
+def test_what_is_intercepted_is_held_as_finished_tls_too() -> None:
+    settings = loaded(
+        '[[upstream]]\nurl = "https://a.example"\nintercept = true\nwarm = 3'
+    ).settings
+    assert [settings.tls_warm(upstream) for upstream in settings.upstream] == [3]

@@ -112,6 +112,7 @@ class _Loader:
         self.elements: dict[str, list[_Place]] = {}
         """key of a list in the file -> where each of its elements is"""
         self.auto_state_file = ""
+        self.auto_ca_dir = ""
         self.auto_control = ""
         """the folder that it is in"""
 
@@ -215,7 +216,8 @@ class _Loader:
             self.origin_of(self.values[key], self.places[key])
 
     def read_environment(self, environ: Mapping[str, str]) -> None:
-        self.auto_state_file = _state_file(environ)
+        self.auto_state_file = _in_state_folder("limits.json", environ)
+        self.auto_ca_dir = _in_state_folder("ca", environ)
         self.auto_control = _runtime_folder(environ)
         for variable in sorted(environ):
             if not variable.startswith(SETTINGS_ENV_PREFIX) or variable in _NOT_SETTINGS:
@@ -386,6 +388,7 @@ class _Loader:
     def check_networks(self) -> None:
         checks = (
             ("allow_clients", check_network),
+            ("intercept_clients", check_network),
             ("deny_upstreams", check_network),
             ("allow_upstreams", check_host_pattern),
         )
@@ -435,13 +438,26 @@ class _Loader:
             except ValueError as error:
                 self.about(key, place, str(error))
                 continue
-            speaks = [f"upstream[{i}].{name}" for name in ("tls", "upgrade")]
+            speaks = [f"upstream[{i}].{name}" for name in ("tls", "upgrade", "intercept")]
             if origin.scheme == "http" or not self.sound(*speaks):
                 continue
             by_gateway = any(url and _origin(url) == origin for url in gateways)
             if not (by_gateway or any(self.value(name)[0] for name in speaks)):
                 what = f"needs connections that HTTP is spoken on, and those to {_name(origin)}"
                 self.about(key, place, f"{what} are raw, for tunnels; set 'tls', or 'upgrade'")
+
+    def check_intercepts(self) -> None:
+        """Only where TLS is spoken, by somebody who is who he says."""
+        for i, origin in self.origins.items():
+            key, verify = f"upstream[{i}].intercept", f"upstream[{i}].verify"
+            if not self.sound(key, verify) or not self.value(key)[0]:
+                continue
+            place = self.value(key)[1]
+            if origin.scheme == "http":
+                self.about(key, place, f"is for https urls, and {_name(origin)} is http")
+            if not self.value(verify)[0]:
+                what = "and 'verify' false: clients would trust a certificate that nobody verified"
+                self.about(key, place, f"{what}; for a private authority set 'ca_file'")
 
     def share_totals(self) -> None:
         """Put what warm_total and tls_total come to in the place of warm and tls, for all that
@@ -538,6 +554,7 @@ class _Loader:
         self.check_windows()
         self.check_sources()
         self.check_primes()
+        self.check_intercepts()
         self.check_counts()
         self.check_shares()
         if self.problems:
@@ -555,6 +572,8 @@ class _Loader:
         top = table((), [name for name in TOP if name not in NESTED])
         if top["state_file"] == "auto":
             top["state_file"] = self.auto_state_file
+        if top["ca_dir"] == "auto":
+            top["ca_dir"] = self.auto_ca_dir
         if top["control"] == "auto":
             top["control"] = _control(self.auto_control, top["listen"][0])
         defaults = OriginSettings(**table(("defaults",), DEFAULTS))
@@ -654,16 +673,16 @@ def _open_proxy(listen: str) -> str:
     )
 
 
-def _state_file(environ: Mapping[str, str]) -> str:
+def _in_state_folder(name: str, environ: Mapping[str, str]) -> str:
     """What `auto` means: in the folder that systemd made (StateDirectory=), else where the XDG Base
     Directory Specification says; "" where there is neither that nor a home."""
     first, _, _ = environ.get("STATE_DIRECTORY", "").partition(":")
     if first:
-        return f"{first}/limits.json"
+        return f"{first}/{name}"
     home, state = environ.get("HOME", ""), environ.get("XDG_STATE_HOME", "")
     if not state.startswith("/"):  # relative ones are to be ignored
         state = f"{home}/.local/state" if home else ""
-    return f"{state}/warmproxy/limits.json" if state else ""
+    return f"{state}/warmproxy/{name}" if state else ""
 
 
 def _runtime_folder(environ: Mapping[str, str]) -> str:

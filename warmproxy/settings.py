@@ -248,7 +248,8 @@ class UpstreamSettings(OriginSettings, frozen=True, kw_only=True, forbid_unknown
         Warm,
         _says(
             "For an https url: connections held with their TLS handshake done, for requests with "
-            'https:// in absolute-form, or "auto"; with upgrade, 0 means as many as warm.'
+            'https:// in absolute-form, or "auto"; with upgrade or intercept, 0 means as many as '
+            "warm."
         ),
     ] = 0
     tls_total: Annotated[Count, _says("In place of tls, likewise.")] = 0
@@ -290,6 +291,14 @@ class UpstreamSettings(OriginSettings, frozen=True, kw_only=True, forbid_unknown
         str, _says("A PEM file with the client certificate that this upstream asks for.")
     ] = ""
     client_key: Annotated[str, _says("Its key, where client_cert does not hold it.")] = ""
+
+    intercept: Annotated[
+        bool,
+        _says(
+            "End the TLS of clients that CONNECT to this https url here, with a certificate of "
+            "our own authority (warmproxy ca), and serve their requests over finished TLS."
+        ),
+    ] = False
 
     @property
     def origin(self) -> Origin:
@@ -473,6 +482,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "Bytes of a request's body held while it waits for a connection, and for a second try."
         ),
     ] = 65536
+    ca_dir: Annotated[
+        str,
+        _says(
+            "The private folder of the authority that intercept needs (warmproxy ca init): a path, "
+            "or auto: ca in systemd's $STATE_DIRECTORY, else in warmproxy/ below $XDG_STATE_HOME "
+            "or ~/.local/state."
+        ),
+    ] = "auto"
+    intercept_clients: Annotated[
+        tuple[str, ...],
+        _says(
+            "Networks whose clients are intercepted; empty means loopback. All others get a tunnel."
+        ),
+    ] = ()
+    intercept_fallback: Annotated[
+        Literal["tunnel", "none"],
+        _says(
+            "What a client gets at its next CONNECT that did not take our certificate or speaks no "
+            "HTTP/1.1: a blind tunnel, or none: the same again."
+        ),
+    ] = "tunnel"
     ready_timeout: Annotated[
         Seconds,
         _says("Seconds after which /readyz no longer waits for a pool that is not warm."),
@@ -533,10 +563,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return msgspec.structs.replace(self, **kept), changed, fixed
 
     def needs_tls(self, origin: Origin) -> bool:
-        """Whether requests of clients that speak plain HTTP go to this tcp origin over finished
-        TLS: by upgrade, or a gateway. Where nothing else is said, as many of these connections are
-        held as raw ones."""
-        upgraded = (upstream.origin for upstream in self.upstream if upstream.upgrade)
+        """Whether requests of clients that do no TLS with this tcp origin go there over finished
+        TLS: by upgrade, intercept or a gateway. Where nothing else is said, as many of these
+        connections are held as raw ones."""
+        upgraded = (up.origin for up in self.upstream if up.upgrade or up.intercept)
         gateways = (origin_of_url(gateway.upstream) for gateway in self.gateway)
         return origin.scheme == "tcp" and origin in (*upgraded, *gateways)
 
