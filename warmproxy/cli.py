@@ -226,6 +226,14 @@ def _missing(loaded: Loaded) -> Iterator[str]:
         except OSError as error:
             source = loaded.sources["credentials_file"]
             yield f"{source}: 'credentials_file' {toml_value(path)}: {error.strerror}"
+    if settings.intercepted_hosts:
+        try:
+            from warmproxy.net.authority import Authority
+
+            Authority.load_for(settings.ca_dir, settings.intercepted_hosts)
+        except StartError as error:
+            first = next(i for i, upstream in enumerate(settings.upstream) if upstream.intercept)
+            yield f"{loaded.sources[f'upstream[{first}].intercept']}: 'intercept': {error}"
     tables = {"defaults": settings.defaults}
     tables |= {f"upstream[{i}]": upstream for i, upstream in enumerate(settings.upstream)}
     wanted = {

@@ -1,6 +1,7 @@
 """What the daemon says when its doors are open: to the log, and to a person."""
 
 import socket
+from collections.abc import Sequence
 
 from warmproxy import __version__, log
 from warmproxy.settings import Settings
@@ -18,10 +19,11 @@ def say_hello(settings: Settings, sockets: Sockets, warm: list[str]) -> None:
         admin=next(map(_address, sockets.admin.values()), None),
         processes=settings.processes if settings.processes > 1 else None,
         warm=warm,
+        intercepted=_intercepted(settings) or None,
     )
     warn_of_unverified(settings)
     if settings.log_format != "json":
-        print(banner(addresses[0]), flush=True)
+        print(banner(addresses[0], _intercepted(settings)), flush=True)
 
 
 def warn_of_unverified(settings: Settings) -> None:
@@ -30,14 +32,21 @@ def warn_of_unverified(settings: Settings) -> None:
             log.event("unverified", level="warning", origin=str(upstream.secure_origin))
 
 
-def banner(address: str) -> str:
-    """What a person does next: the variables, in both spellings."""
+def _intercepted(settings: Settings) -> list[str]:
+    return [upstream.url for upstream in settings.upstream if upstream.intercept]
+
+
+def banner(address: str, intercepted: Sequence[str] = ()) -> str:
+    """What a person does next: the variables, in both spellings; and whose TLS ends here."""
     url = "http://" + address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
     return (
         f"warmproxy {__version__} listens on {url}. For the programs that are to use it:\n"
         f"  export http_proxy={url} HTTP_PROXY={url}\n"
         f"  export https_proxy={url} HTTPS_PROXY={url}\n"
         "  export no_proxy=localhost,127.0.0.1,::1 NO_PROXY=localhost,127.0.0.1,::1"
+    ) + "".join(
+        f"\nIntercepted, so clients have to trust our authority (warmproxy ca trust-help): {url}"
+        for url in intercepted
     )
 
 

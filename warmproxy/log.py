@@ -137,6 +137,16 @@ class LogObserver(Observer):
             retry_in=round(seconds),
         )
 
+    def intercept_refused(self, client: str, origin: Origin, why: str, falls_back: bool) -> None:
+        event(
+            "intercept_refused",
+            level="warning",
+            client=client,
+            origin=str(origin),
+            reason=why,
+            next="a blind tunnel" if falls_back else "the same again (intercept_fallback)",
+        )
+
     def learned(self, origin: Origin, target_idle: int) -> None:
         event("learned", most=1, origin=str(origin), target_idle=target_idle)
 

@@ -170,6 +170,10 @@ class Observer:
     def learned(self, origin: Origin, target_idle: int) -> None:
         """An origin that is not configured is warmed from now on, or (0) no longer."""
 
+    def intercept_refused(self, client: str, origin: Origin, why: str, falls_back: bool) -> None:
+        """A client's TLS could not end here, as its owner wants for this origin; each client and
+        origin once. `falls_back`: it gets a blind tunnel from now on."""
+
     def answered(
         self,
         client: str,

@@ -36,11 +36,13 @@ from warmproxy.net.changes import NetworkChanges, read_clocks, slept
 from warmproxy.net.client import Clients
 from warmproxy.net.dialer import Dialer
 from warmproxy.net.housekeeper import Housekeeper, Pool, Waiter
+from warmproxy.net.intercept import Interceptor
 from warmproxy.net.listener import Address, Doors, Factory
 from warmproxy.net.prime import Primer
 from warmproxy.net.resolver import Resolver
 from warmproxy.net.splice import PIPES
 from warmproxy.net.upstream import UpstreamConnection
+from warmproxy.origin import Origin
 from warmproxy.pool.registry import Registry
 from warmproxy.protocol.exchange import Terms
 from warmproxy.reload import Reloads
@@ -102,6 +104,8 @@ class Service:
         self._terms: dict[Address, Terms] = {}
         """What holds for those who came in at each address, now or in the past: shared by their
         connections, and changed in place."""
+        self._inside: dict[Origin, Terms] = {}
+        """The same for those inside intercepted CONNECTs, by their tcp origin."""
         self._stopping = asyncio.Event()
         self._settled = asyncio.Event()
         """All is warm, the time for it is over, or it is to stop."""
@@ -176,8 +180,11 @@ class Service:
         self._resolver.is_wanted = self._housekeeper.places.wanted
         self._resolver.on_answer = self._housekeeper.places.located
         self._primer = Primer(rules.primes, self._housekeeper, observer, loop, settings.max_head)
+        self._interceptor = Interceptor(loop, observer)
+        self._adopt_interception()
         self._clients = Clients(
             housekeeper=self._housekeeper,
+            interceptor=self._interceptor,
             observer=observer,
             loop=loop,
             settings=settings,
@@ -209,6 +216,17 @@ class Service:
         connect = self._clients.connect
         return {at: (sock, partial(connect, self._terms[at])) for at, sock in sockets.items()}
 
+    def _adopt_interception(self) -> None:
+        """Those inside, and those to come in, get what the rules say now."""
+        rules = self._rules
+        for origin, terms in self._inside.items():
+            terms.become(rules.terms_inside(origin))
+        if rules.proxy.interception is not None:
+            for origin in rules.proxy.interception.origins:
+                if origin not in self._inside:
+                    self._inside[origin] = rules.terms_inside(origin)
+        self._interceptor.adopt(rules.leaves, self._inside)
+
     def _admin_entrances(self, rules: Rules) -> dict[Address, tuple[socket.socket, Factory]]:
         factory = partial(
             AdminConnection,
@@ -231,7 +249,8 @@ class Service:
     def _describe(self, pools: Iterable[Pool]) -> Iterator[Said]:
         for pool in pools:
             configured = pool.origin in self._registry.configured
-            yield describe(pool, configured, self._loop.time(), self._history)
+            intercepted = self._rules.intercepts(pool.origin)
+            yield describe(pool, configured, intercepted, self._loop.time(), self._history)
 
     def _ready(self) -> list[tuple[str, bool, str]]:
         pools = awaited(self._registry, self._registry.configured)
@@ -291,7 +310,7 @@ class Service:
         self._reloads.ask()
 
     def _reread(self) -> Prepared:
-        return wiring.prepare(self._inherited.over(self._read()), self._rules.contexts)
+        return wiring.prepare(self._inherited.over(self._read()), self._rules)
 
     async def _adopt(self, prepared: Prepared) -> tuple[list[str], list[str]]:
         """Put what was read to use, in one turn of the loop. Raises StartError."""
@@ -314,6 +333,7 @@ class Service:
         self._warming.tick(time.time())
         for address, terms in self._terms.items():
             terms.become(rules.terms(address, terms.gateway))
+        self._adopt_interception()
         self._admin_terms.become(rules.admin)
         await self._adopt_doors(rules, before)
         self._control.open(settings.control)
@@ -440,6 +460,7 @@ class Service:
     async def _drain(self) -> None:
         """Accept nothing more, let exchanges in flight finish within the grace time."""
         self._readiness.draining = self._admin_terms.draining = True
+        self._interceptor.stop()
         self._doors.close()
         if self._is_part:  # the parent's: where that is gone, nobody answers there
             self._admin_doors.close()

@@ -570,6 +570,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         gateways = (origin_of_url(gateway.upstream) for gateway in self.gateway)
         return origin.scheme == "tcp" and origin in (*upgraded, *gateways)
 
+    @property
+    def intercepted_hosts(self) -> list[str]:
+        """What our authority has to speak for."""
+        return list(dict.fromkeys(up.origin.host for up in self.upstream if up.intercept))
+
     def tls_warm(self, upstream: UpstreamSettings) -> Warm:
         """Finished TLS connections to hold for one of the upstreams."""
         if upstream.secure_origin is None or upstream.tls:

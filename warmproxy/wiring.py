@@ -11,11 +11,13 @@ from typing import Any
 from warmproxy import log
 from warmproxy.admin.server import AdminHosts, AdminTerms
 from warmproxy.errors import StartError
+from warmproxy.net.intercept import Leaves
 from warmproxy.net.listener import Address, Group, listen
 from warmproxy.net.tls import Contexts
-from warmproxy.origin import Origin, origin_of_url, secured
-from warmproxy.policy.access import LOOPBACK, Access
+from warmproxy.origin import Origin, origin_of_url, secured, unsecured
+from warmproxy.policy.access import EVERYWHERE, LOOPBACK, Access
 from warmproxy.policy.destinations import Destinations, Listener
+from warmproxy.policy.interception import Interception
 from warmproxy.protocol.exchange import Terms, Upgrade
 from warmproxy.protocol.messages import RequestHead
 from warmproxy.protocol.prime import prime_request
@@ -47,6 +49,8 @@ class Prepared:
     settings: Settings
     contexts: Contexts
     credentials: Mapping[str, str]
+    leaves: Leaves | None
+    """Where TLS of clients ends here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class Rules:
     settings: Settings
     sockets: Sockets
     contexts: Contexts
+    leaves: Leaves | None
     destinations: Destinations
     proxy: Terms
     gateways: Mapping[Address, Terms]
@@ -69,6 +74,21 @@ class Rules:
         if found is None and gateway is not None and address not in self.sockets.proxy:
             return replace(self.proxy, access=self.admin.access, gateway=gateway)
         return found or replace(self.proxy)
+
+    def intercepts(self, origin: Origin) -> bool:
+        """Whether clients' TLS to this place ends here."""
+        found = self.proxy.interception
+        raw = unsecured(origin) if origin.scheme == "https" else origin
+        return found is not None and raw in found.origins
+
+    def terms_inside(self, origin: Origin) -> Terms:
+        """What holds for those who came in by an intercepted CONNECT to this tcp origin. Its
+        client was admitted there, and sends us no credentials inside."""
+        place = self.proxy.places.get((origin.host, origin.port))
+        place = place or secured(origin, self.proxy.default_tls or "")  # no longer configured
+        gateway = Forward(place, b"/", place.authority.removesuffix(":443").encode())
+        anybody = Access(EVERYWHERE, {})
+        return replace(self.proxy, access=anybody, gateway=gateway, inside=True, interception=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +128,32 @@ def inherited(settings: Settings, passed: Iterable[tuple[str, socket.socket]]) -
     return Inherited(sockets, listen, admin)
 
 
-def prepare(settings: Settings, before: Contexts | None = None) -> Prepared:
-    """Reads what the settings name: may take its time, in whichever thread. Raises StartError."""
+def prepare(settings: Settings, before: Rules | None = None) -> Prepared:
+    """Reads what the settings name: may take its time, in whichever thread. `before`: what held so
+    far. Raises StartError."""
     profiles = [settings.default_profile, *(up.tls_profile for up in settings.upstream)]
-    contexts = Contexts(profiles, before)
+    contexts = Contexts(profiles, None if before is None else before.contexts)
     for upstream in settings.upstream:
         secure = upstream.secure_origin
         if secure is not None and settings.tls_warm(upstream):
             contexts.make(secure.tls or "")  # now: later the loop would wait 70 ms for it
-    return Prepared(settings, contexts, read_credentials(settings.credentials_file))
+    credentials = read_credentials(settings.credentials_file)
+    known = None if before is None else before.leaves
+    return Prepared(settings, contexts, credentials, leaves(settings, known))
+
+
+def leaves(settings: Settings, before: Leaves | None = None) -> Leaves | None:
+    """The certificates that clients of intercepted origins get, if there are such origins. Raises
+    StartError."""
+    hosts = settings.intercepted_hosts
+    if not hosts:
+        return None
+    from warmproxy.net.authority import Authority  # here: 50 ms and 19 MiB
+
+    found = Leaves(Authority.load_for(settings.ca_dir, hosts), before)
+    for host in hosts:
+        found.prepare(host)
+    return found
 
 
 def bind(
@@ -170,6 +207,7 @@ def rules(
         settings=settings,
         sockets=sockets,
         contexts=prepared.contexts,
+        leaves=prepared.leaves,
         destinations=where,
         proxy=proxy,
         gateways=dict(zip(sockets.gateways, gateway_terms(settings, proxy), strict=True)),
@@ -214,7 +252,19 @@ def proxy_terms(
             if (plain := upstream.upgraded_origin) and (origin := upstream.secure_origin)
         },
         default_tls=settings.default_profile.name,
+        interception=interception(settings),
     )
+
+
+def interception(settings: Settings) -> Interception | None:
+    """Whose TLS ends here. What was found out about clients is forgotten by a reload: they may
+    have been told of our authority since."""
+    origins = [upstream.origin for upstream in settings.upstream if upstream.intercept]
+    if not origins:
+        return None
+    clients = Access(settings.intercept_clients or LOOPBACK, {})
+    falls_back = settings.intercept_fallback == "tunnel"
+    return Interception(origins, clients, falls_back=falls_back)
 
 
 def own_access(settings: Settings) -> Access:

@@ -8,6 +8,7 @@ from warmproxy.errors import DialRefused
 from warmproxy.origin import origin
 from warmproxy.policy.access import Access
 from warmproxy.policy.destinations import Destinations
+from warmproxy.policy.interception import Interception, Visitor
 from warmproxy.policy.retry import Prefer
 from warmproxy.protocol.exchange import MOVED_FROM, Exchange, State, Terms, Upgrade
 from warmproxy.protocol.messages import (
@@ -16,6 +17,7 @@ from warmproxy.protocol.messages import (
     Cancel,
     Close,
     CloseClient,
+    Intercept,
     MoveToClient,
     MoveToUpstream,
     Release,
@@ -24,6 +26,7 @@ from warmproxy.protocol.messages import (
     ToClient,
     ToUpstream,
 )
+from warmproxy.protocol.replies import CONNECTED
 from warmproxy.protocol.target import Forward
 
 HTTP = origin("http", "h", 80)
@@ -718,6 +721,7 @@ def test_connect_ports_and_hosts_are_asked_before_anything_is_dialled():
 
 
 HTTPS = origin("https", "h", 443, "1.2")
+TCP = origin("tcp", "h", 443)
 
 
 def tls_terms(**changes) -> Terms:
@@ -791,6 +795,70 @@ def test_a_gateway_is_no_proxy(ask):
     actions = Exchange(terms, "127.0.0.1").client_data(ask)
     assert to_client(actions).startswith(b"HTTP/1.1 400 ")
     assert Acquire not in kinds(actions)
+
+
+def test_a_connect_that_is_intercepted_is_answered_by_ourselves():
+    """What came with it goes to whoever shakes hands; without interception it waits for a tunnel,
+    as for all other origins and for clients that refused before."""
+    interception = Interception([TCP], Access((), {}), falls_back=True)
+    terms = tls_terms(interception=interception)
+    ask = CONNECT.replace(b"\r\n\r\n", b"\r\nUser-Agent: curl/8\r\n\r\n")
+    visitor = Visitor("127.0.0.1", b"curl/8", TCP)
+    exchange = Exchange(terms, "127.0.0.1")
+    assert exchange.client_data(ask + b"hello") == [
+        ToClient(CONNECTED),
+        Answered(b"CONNECT", TCP, 200, None),
+        Intercept(visitor, b"hello"),
+    ]
+    assert exchange.state is State.TUNNEL
+    tunnel = [Acquire(TCP, Prefer.FRESH_ONLY)]
+    other = ask.replace(b"h:443", b"g:443")
+    assert Exchange(terms, "127.0.0.1").client_data(other) == [
+        Acquire(origin("tcp", "g", 443), Prefer.FRESH_ONLY)
+    ]
+    interception.refused(visitor)
+    assert Exchange(terms, "127.0.0.1").client_data(ask) == tunnel
+    assert Intercept in kinds(Exchange(terms, "127.0.0.1").client_data(CONNECT))
+
+
+def inside() -> Exchange:
+    return Exchange(tls_terms(gateway=Forward(HTTPS, b"/", b"h"), inside=True), "127.0.0.1")
+
+
+def test_inside_an_intercepted_connection_nothing_is_rewritten():
+    """The client knows the origin by its own name and scheme."""
+    exchange = inside()
+    ask = b"GET /p HTTP/1.1\r\nHost: H:443\r\nOrigin: http://h\r\n\r\n"
+    assert exchange.client_data(ask) == [Acquire(HTTPS, Prefer.USED)]
+    sent = to_upstream(exchange.leased(was_used=False))
+    assert sent.startswith(b"GET /p HTTP/1.1\r\nHost: h\r\nOrigin: http://h\r\n")
+    answer = OK.replace(b"Date", b"Location: https://h/l\r\nSet-Cookie: a=b; Secure\r\nDate")
+    got = to_client(exchange.upstream_data(answer))
+    assert b"\r\nLocation: https://h/l\r\nSet-Cookie: a=b; Secure\r\n" in got
+
+
+@pytest.mark.parametrize(
+    ("ask", "status"),
+    [
+        (CONNECT, b"400"),
+        (GET, b"421"),
+        (b"GET /p HTTP/1.1\r\nHost: g\r\n\r\n", b"421"),
+        (b"GET https://g/p HTTP/1.1\r\nHost: h\r\n\r\n", b"421"),
+    ],
+)
+def test_inside_an_intercepted_connection_is_one_origin(ask, status):
+    actions = inside().client_data(ask)
+    assert to_client(actions).startswith(b"HTTP/1.1 " + status)
+    assert Acquire not in kinds(actions)
+
+
+def test_in_absolute_form_the_received_host_does_not_count():
+    """RFC 9112, 3.2.2; and HTTP/1.0 has none."""
+    for ask in (
+        b"GET https://h/p HTTP/1.1\r\nHost: g\r\n\r\n",
+        b"GET /p HTTP/1.0\r\n\r\n",
+    ):
+        assert Acquire in kinds(inside().client_data(ask))
 
 
 def test_what_follows_a_body_is_the_next_request():

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from warmproxy.errors import BadRequest
 from warmproxy.origin import origin
 from warmproxy.protocol import target as target_module
-from warmproxy.protocol.target import Forward, Tunnel, origin_form, parse_target
+from warmproxy.protocol.target import (
+    Forward,
+    Tunnel,
+    check_host,
+    inside_form,
+    origin_form,
+    parse_target,
+)
 
 
 def forward(host: str, port: int, path: bytes, field: bytes) -> Forward:
@@ -206,6 +213,23 @@ def test_a_gateway_takes_origin_form_only() -> None:
     for target in (b"http://h/", b"h:1", b"/a b", b""):
         with pytest.raises(BadRequest):
             origin_form(target, place)
+
+
+def test_inside_an_intercepted_connection_the_origin_is_asked_for_itself() -> None:
+    """In absolute-form too; and for another origin (421) by neither form."""
+    place = Forward(origin("https", "h", 8443, "1.2"), b"/", b"h:8443")
+    for target in (b"/a?b#c", b"https://h:8443/a?b", b"HTTPS://H:8443/a?b", b"wss://h:8443/a?b"):
+        assert inside_form(b"GET", target, place) == Forward(place.origin, b"/a?b", b"h:8443")
+    assert inside_form(b"OPTIONS", b"https://h:8443", place).target == b"*"
+    for target in (b"https://h/", b"https://g:8443/", b"http://h:8443/"):
+        with pytest.raises(BadRequest) as refusal:
+            inside_form(b"GET", target, place)
+        assert refusal.value.status == 421
+    check_host(b"H:8443", place)
+    for host in (b"h", b"g:8443"):
+        with pytest.raises(BadRequest) as refusal:
+            check_host(host, place)
+        assert refusal.value.status == 421
 
 
 @pytest.mark.parametrize("method", [b"GET", b"POST", b"OPTIONS"])

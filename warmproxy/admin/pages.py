@@ -216,7 +216,9 @@ def _hits_and_misses(tally: Tally) -> tuple[int, int]:
     return hits, counts[Outcome.WAITED] + counts[Outcome.DIALLED]
 
 
-def describe(pool: AnyPool, configured: bool, now: float, history: History) -> Said:
+def describe(
+    pool: AnyPool, configured: bool, intercepted: bool, now: float, history: History
+) -> Said:
     """What /pools says of a pool."""
     pool.account(now)
     tally, last, tls = pool.tally, pool.last_close, pool.origin.tls
@@ -226,6 +228,7 @@ def describe(pool: AnyPool, configured: bool, now: float, history: History) -> S
         "origin": str(pool.origin),
         "configured": configured,
         "verified": None if tls is None else "unverified" not in tls.split(" "),
+        "intercepted": intercepted,
         "target_idle": pool.target_idle(now),
         "boosts": [
             {"count": count, "seconds_left": round(until - now, 3), "why": why}

@@ -83,6 +83,8 @@ def _origin(row: Row) -> str:
         tags.append(("learned", "Not configured: pooled because clients ask for it"))
     if pool.get("verified") is False:
         tags.append(("unverified", "Certificates are not verified (verify = false)"))
+    if pool.get("intercepted"):
+        tags.append(("intercepted", "Clients' TLS ends here (intercept = true)"))
     if pool.get("held_back"):
         tags.append(("held back", "Idle connections did it harm"))
     for boost in pool.get("boosts") or ():

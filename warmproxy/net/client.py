@@ -10,6 +10,7 @@ from typing import assert_never, cast
 
 from warmproxy.errors import LimitReached, WarmproxyError
 from warmproxy.net.housekeeper import Housekeeper, Lease
+from warmproxy.net.intercept import Guest, Interceptor
 from warmproxy.net.splice import Mover, can_move
 from warmproxy.net.tunnel import Tunnel, reset
 from warmproxy.net.upstream import WRITE_BUFFER
@@ -24,6 +25,7 @@ from warmproxy.protocol.messages import (
     Cancel,
     Close,
     CloseClient,
+    Intercept,
     MoveToClient,
     MoveToUpstream,
     Release,
@@ -48,6 +50,7 @@ class Clients:
     """What all client connections share, and which of them there are."""
 
     housekeeper: Housekeeper
+    interceptor: Interceptor
     observer: Observer
     loop: asyncio.AbstractEventLoop
     settings: Settings
@@ -127,7 +130,7 @@ class Clients:
             self.none_left.set()
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(Guest):
     """Client of the daemon; waiter of the housekeeper; sink of an upstream connection."""
 
     __slots__ = (
@@ -230,6 +233,21 @@ class ClientConnection(asyncio.Protocol):
         self._client_full = False
         if self._lease is not None:
             self._lease.connection.resume_reading()
+
+    # ── Guest: an interceptor's side ─────────────────────────────────────────────────────────
+
+    def came_inside(self, transport: asyncio.Transport, terms: Terms) -> None:
+        """The client's TLS ends here: what it asks from now on comes through that."""
+        self._transport, self._terms = transport, terms
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        self._exchange = Exchange(terms, self._exchange.client_address)
+        self._since = self._clients.time()
+        if self._clients.draining:
+            self.drain()
+
+    def stayed_outside(self) -> None:
+        """There was no handshake, and the connection is gone."""
+        self._clients.gone(self, self._exchange.client_address)
 
     # ── Waiter: the pool's side ──────────────────────────────────────────────────────────────
 
@@ -390,6 +408,9 @@ class ClientConnection(asyncio.Protocol):
                 self._move_to_upstream(action.length)
             elif isinstance(action, Splice):
                 self._splice(action)
+            elif isinstance(action, Intercept):
+                self._intercept(action)
+                return
             elif isinstance(action, Cancel):
                 origin = self._exchange.origin
                 assert origin is not None
@@ -495,6 +516,10 @@ class ClientConnection(asyncio.Protocol):
         self._tunnel.send_early(action.to_upstream, action.to_client + lease.connection.early)
         if ended:
             self._tunnel.client_ended()
+
+    def _intercept(self, action: Intercept) -> None:
+        assert self._terms.interception is not None
+        self._clients.interceptor.receive(self, self._transport, action, self._terms.interception)
 
     def _tunnel_answered(self) -> None:
         if self._first_byte_due:  # but for one that began as a request

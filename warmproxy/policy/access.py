@@ -10,6 +10,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 from warmproxy.errors import CredentialsRequired, RequestDenied
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
+EVERYWHERE = ("0.0.0.0/0", "::/0")
 
 Network = IPv4Network | IPv6Network
 

@@ -140,6 +140,7 @@ def _dials(values: list[dict[str, Any]]) -> dict[str, Any]:
 
 _RULES: dict[str, Rule] = {
     "configured": any,
+    "intercepted": any,
     "oldest_age": max,
     "idle_limits": _limits,
     "boosts": _boosts,

@@ -3,6 +3,7 @@
 | state      | event                                        | next       | actions                 |
 |------------|----------------------------------------------|------------|-------------------------|
 | IDLE       | request head                                 | CONNECTING | Acquire                 |
+| IDLE       | CONNECT of one whose TLS ends here           | TUNNEL     | ToClient 200, Intercept |
 | IDLE       | malformed or denied head                     | CLOSED     | reply, CloseClient      |
 | CONNECTING | leased, a request                            | FORWARDING | ToUpstream head + body  |
 | CONNECTING | leased, CONNECT                              | TUNNEL     | ToClient 200, Splice    |
@@ -46,6 +47,7 @@ from warmproxy.errors import (
 from warmproxy.origin import Origin, secured
 from warmproxy.policy.access import Access, is_loopback
 from warmproxy.policy.destinations import Destinations
+from warmproxy.policy.interception import Interception, Visitor
 from warmproxy.policy.retry import Prefer, is_idempotent, may_repeat, preference
 from warmproxy.protocol.framing import Chunked, Framing, FramingError, Length, NoBody
 from warmproxy.protocol.headers import (
@@ -67,6 +69,7 @@ from warmproxy.protocol.messages import (
     Cancel,
     Close,
     CloseClient,
+    Intercept,
     MoveToClient,
     MoveToUpstream,
     Release,
@@ -78,7 +81,15 @@ from warmproxy.protocol.messages import (
     ToUpstream,
 )
 from warmproxy.protocol.replies import CONNECTED, last_hop, reply
-from warmproxy.protocol.target import Forward, Route, Tunnel, origin_form, parse_target
+from warmproxy.protocol.target import (
+    Forward,
+    Route,
+    Tunnel,
+    check_host,
+    inside_form,
+    origin_form,
+    parse_target,
+)
 from warmproxy.protocol.upgrade import plain_response, secure_request
 
 HTTP_10_REMEMBERED = 1000
@@ -121,6 +132,10 @@ class Terms:
     """http origins that are served over TLS."""
     gateway: Forward | None = None
     """Where all requests go, for a port that stands for one origin; its target is not used."""
+    inside: bool = False
+    """The client came in by a CONNECT that we intercepted: it takes us for `gateway`, over TLS."""
+    interception: Interception | None = None
+    """Whose CONNECTs are intercepted, where any are."""
     default_tls: str | None = None
     """The TLS profile of https origins that are not configured."""
     http_10: set[Origin] = field(default_factory=set)
@@ -513,7 +528,7 @@ class Exchange:
             self._pinned_to = None
         self.state = _CONNECTING
         if isinstance(route, Tunnel):
-            self._out.append(Acquire(route.origin, Prefer.FRESH_ONLY))
+            self._connect(route)
             return
         tail = request_tail(judged, terms.pseudonym)
         self._head_out = write_request(head.method, route.target, route.host, tail)
@@ -525,17 +540,43 @@ class Exchange:
         if self.state is _CONNECTING:  # the body's first bytes were no reason to refuse
             self._out.append(Acquire(route.origin, preference(head.method)))
 
+    def _connect(self, route: Tunnel) -> None:
+        """A CONNECT: through a raw connection, or to ourselves."""
+        assert self._judged is not None
+        interception = self._terms.interception
+        if interception is not None:
+            fields = self._judged.fields
+            agent = next((value for name, value in fields if name.lower() == b"user-agent"), b"")
+            visitor = Visitor(self.client_address, agent, route.origin)
+            if interception.takes(visitor):
+                self.state = _TUNNEL
+                early, self._ahead = self._ahead, b""
+                self._out += (
+                    ToClient(CONNECTED),
+                    Answered(b"CONNECT", route.origin, 200, None),
+                    Intercept(visitor, early),
+                )
+                return
+        self._out.append(Acquire(route.origin, Prefer.FRESH_ONLY))
+
     def _route_to(self, head: RequestHead) -> Route:
         gateway = self._terms.gateway
         if gateway is None:
             return parse_target(head.method, head.target)
         if head.method == b"CONNECT":
             raise BadRequest("this port stands for one upstream and opens no tunnels")
+        if self._terms.inside:
+            return inside_form(head.method, head.target, gateway)
         return origin_form(head.target, gateway)
 
     def _over_tls(self, route: Forward, judged: JudgedRequest) -> Forward:
         """The route with its TLS profile, for https:// and for http:// that is upgraded."""
         terms, origin = self._terms, route.origin
+        assert self._request is not None
+        if terms.inside:
+            if judged.host and self._request.target.startswith((b"/", b"*")):
+                check_host(judged.host, route)
+            return route
         if terms.gateway is not None:
             secure = origin.scheme == "https"
             if secure and judged.host:

@@ -6,6 +6,7 @@ from enum import Enum
 
 from warmproxy.errors import WarmproxyError
 from warmproxy.origin import Origin
+from warmproxy.policy.interception import Visitor
 from warmproxy.policy.retry import Prefer
 
 Field = tuple[bytes, bytes]
@@ -91,6 +92,14 @@ class Splice:
 
 
 @dataclass(slots=True)
+class Intercept:
+    """The client has its 200 and goes on in TLS, which ends here; `early` came before the 200."""
+
+    visitor: Visitor
+    early: bytes
+
+
+@dataclass(slots=True)
 class Cancel:
     """The client is gone while its request waited for a connection."""
 
@@ -135,6 +144,7 @@ Action = (
     | MoveToUpstream
     | Release
     | Splice
+    | Intercept
     | Cancel
     | CloseClient
     | Answered

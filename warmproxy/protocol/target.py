@@ -104,6 +104,34 @@ def origin_form(target: bytes, to: Forward) -> Forward:
     return Forward(to.origin, path, to.host)
 
 
+def inside_form(method: bytes, target: bytes, to: Forward) -> Forward:
+    """The same inside an intercepted connection, where absolute-form is valid too: the client
+    takes us for the origin (RFC 9112, 3.2.2).
+
+    Raises BadRequest, 421 where it is meant for another origin.
+    """
+    if target.startswith(b"/") or target == b"*":
+        return origin_form(target, to)
+    route = parse_target(method, target)
+    assert isinstance(route, Forward)
+    if route.origin.scheme != "https":
+        raise _misdirected(to)
+    check_host(route.host, to)
+    return Forward(to.origin, route.target, to.host)
+
+
+def check_host(authority: bytes, to: Forward) -> None:
+    """Raises BadRequest, 421 (RFC 9110, 7.4), where https://authority is not the origin of `to`."""
+    place, _ = _secure_place(authority)
+    if (place.host, place.port) != (to.origin.host, to.origin.port):
+        raise _misdirected(to)
+
+
+def _misdirected(to: Forward) -> BadRequest:
+    host = to.host.decode("ascii")
+    return BadRequest(f"this connection is for {host}, and the request for another", status=421)
+
+
 @lru_cache(maxsize=4096)
 def place_of(authority: bytes) -> tuple[Origin, bytes]:
     """The origin behind http://authority, and the very authority, to be shared."""

@@ -115,7 +115,9 @@ def _row(pool: Mapping[str, Any]) -> tuple[str, ...]:
     counts = ("fresh", "used", "active", "dialling", "waiting")
     close = pool.get("last_close")
     return (
-        safe(pool["origin"]) + ("" if pool["configured"] else " *"),
+        safe(pool["origin"])
+        + ("" if pool["configured"] else " *")
+        + (" (intercepted)" if pool.get("intercepted") else ""),
         f"{warm}/{pool['target_idle']}",
         *(str(pool[name]) for name in counts),
         span(pool.get("oldest_age")),
