@@ -94,6 +94,8 @@ TO_DO = {
     (411, "http_request_error"): "The upstream speaks HTTP/1.0: send a `Content-Length`.",
     (413, "http_request_error"): "Of the admin listener only: requests to it carry no body.",
     (414, "http_request_error"): "The URL is longer than `max_head`.",
+    (421, "http_request_error"): "Inside an intercepted connection only: the request names another "
+    "host than the `CONNECT`. Open a connection for that host.",
     (431, "http_request_error"): "The head is longer than `max_head`, or has too many fields: look "
     "for cookies that grow.",
     (500, "proxy_configuration_error"): "The machine no longer has the `source_address`.",

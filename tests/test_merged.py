@@ -115,6 +115,7 @@ def about(**other: Any) -> dict[str, Any]:
         "accepting": True,
         "draining": False,
         "reload_is_good": True,
+        "authority_seconds_left": None,
         "loop_lag": 0.01,
         "forgotten": {"hits": 1, "misses": 2, "failed": 0, "saved_seconds": 0.5},
         "history": history | {"warm": [4, 4], "target": [4, 4]},
@@ -128,6 +129,7 @@ def test_a_daemon_is_as_well_as_the_worst_of_its_processes() -> None:
     ended.acquires[Outcome.USED] += 100
     ended.saved_seconds = 2.0
     worse = about(uptime=9.0, accepting=False, loop_lag=0.3, reload_is_good=False)
+    worse["authority_seconds_left"] = 5
     said = merge_abouts([about(), worse], {"http://h:80": ended})
     del said["history"]
     assert said == {
@@ -136,6 +138,7 @@ def test_a_daemon_is_as_well_as_the_worst_of_its_processes() -> None:
         "tunnels": 2,
         "accepting": False,
         "reload_is_good": False,
+        "authority_seconds_left": 5,
         "loop_lag": 0.3,
         "forgotten": {"hits": 102, "misses": 4, "failed": 0, "saved_seconds": 3.0},
     }

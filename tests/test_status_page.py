@@ -186,6 +186,8 @@ def test_a_pool_that_is_short_for_a_moment_is_no_news() -> None:
         ({"reload_is_good": False}, "The last reload failed"),
         ({"loop_lag": 0.25}, "250 ms late"),
         ({"silent": [2]}, "these do not answer: 2."),
+        ({"authority_seconds_left": 5 * 86400}, "expires in 5 d: warmproxy ca rotate"),
+        ({"authority_seconds_left": 0}, "has expired, so nobody is intercepted"),
     ],
 )
 def test_what_ails_the_daemon_is_said(facts: dict[str, Any], words: str) -> None:

@@ -206,6 +206,12 @@ def _gauges(sample: Sample) -> Iterator[Metric]:
         "When those that hold were read, in seconds since the epoch",
         value=sample.reload_good_at,
     )
+    if sample.authority_ends is not None:
+        yield GaugeMetricFamily(
+            "warmproxy_authority_not_after_timestamp_seconds",
+            "When the authority of intercepted origins expires, in seconds since the epoch",
+            value=sample.authority_ends,
+        )
     answers = GaugeMetricFamily(
         "warmproxy_process_up",
         "1 if the process answers; if not, the last that it said is in the sums",

@@ -48,6 +48,8 @@ class Sample:
     reload_is_good: bool = True
     reload_good_at: float = 0.0
     """Seconds since the epoch."""
+    authority_ends: float | None = None
+    """When our authority expires, in seconds since the epoch; None where nobody is intercepted."""
     processes: dict[str, tuple[bool, int]] = field(default_factory=lambda: {"1": (True, 0)})
     """By number: whether it answers, and how often it was started anew."""
 
@@ -61,6 +63,7 @@ def take(
     loop_lag: float,
     reload_is_good: bool = True,
     reload_good_at: float = 0.0,
+    authority_ends: float | None = None,
 ) -> Sample:
     """The sums over time are brought up to `now`."""
     gauges: dict[str, Gauges] = {"other": Gauges()}
@@ -88,4 +91,5 @@ def take(
         loop_lag,
         reload_is_good,
         reload_good_at,
+        authority_ends,
     )

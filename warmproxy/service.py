@@ -426,10 +426,12 @@ class Service:
             loop_lag=self._loop_lag,
             reload_is_good=self._reloads.is_good,
             reload_good_at=self._reloads.good_at,
+            authority_ends=None if (found := self._rules.leaves) is None else found.not_after,
         )
 
     def _about(self, started: float) -> Said:
         """What /pools says of the daemon itself."""
+        leaves = self._rules.leaves
         return {
             "uptime": round(self._loop.time() - started, 3),
             "clients": len(self._clients.open),
@@ -438,6 +440,9 @@ class Service:
             "draining": self._readiness.draining,
             "reload_is_good": self._reloads.is_good,
             "loop_lag": round(self._loop_lag, 6),
+            "authority_seconds_left": None
+            if leaves is None
+            else round(leaves.not_after - time.time()),
             "forgotten": forgotten(self._registry.forgotten),
             "history": asdict(self._history.lately()),
         }

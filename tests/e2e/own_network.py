@@ -6,14 +6,19 @@ address either.
 
 import contextlib
 import os
+import socket
+import ssl
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.daemon import wait_warm
 from tests.e2e.harness import OWN_NETWORK, always, eventually, need
+from tests.e2e.tls_origins import Pki
+from warmproxy.net import authority
 
 HERE = "10.77.0.1"
 
@@ -229,3 +234,42 @@ def test_many_connections_share_local_ports(warmproxy, origin, ip) -> None:
             assert connection.peer[0] == "127.0.0.9"
     ports = [connection.peer[1] for web in webs for connection in web.connections]
     assert len(set(ports)) <= 32 < len(ports)
+
+
+def test_clients_from_elsewhere_are_not_intercepted_unless_it_is_said(
+    warmproxy, origin, tmp_path, veth
+) -> None:
+    """Beyond loopback the way to us may be listened on: a tunnel, unless intercept_clients has
+    the client's network."""
+    pki = Pki(tmp_path)
+    ca = tmp_path / "ca"
+    authority.create(ca, ["localhost"], now=time.time(), days=1)
+    theirs = ssl.create_default_context(cafile=pki.file)
+    ours = ssl.create_default_context(cafile=ca / authority.TRUST)
+    web = origin(tls=pki.server(alpn=("http/1.1",)))
+    place = f"localhost:{web.port}"
+    upstream = {"url": f"https://{place}", "warm": 1, "intercept": True, "ca_file": str(pki.file)}
+    settings = {"allow_clients": ["10.77.0.0/24"], "ca_dir": str(ca), "upstream": [upstream]}
+    for more, trusted, refused in (
+        ({}, theirs, ours),
+        ({"intercept_clients": ["10.77.0.0/24"]}, ours, theirs),
+    ):
+        proxy = warmproxy(config=settings | more, listen=HERE)
+        with connect(HERE, proxy.port, place, trusted) as sock:
+            sock.sendall(f"GET / HTTP/1.1\r\nHost: {place}\r\n\r\n".encode())
+            assert sock.recv(1000).startswith(b"HTTP/1.1 200")
+        with pytest.raises(ssl.SSLCertVerificationError):
+            connect(HERE, proxy.port, place, refused)
+
+
+def connect(host: str, port: int, place: str, context: ssl.SSLContext) -> ssl.SSLSocket:
+    sock = socket.create_connection((host, port), timeout=20)
+    try:
+        sock.sendall(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n".encode())
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += sock.recv(1)
+        return context.wrap_socket(sock, server_hostname=place.partition(":")[0])
+    except BaseException:
+        sock.close()
+        raise

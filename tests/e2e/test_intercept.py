@@ -25,7 +25,7 @@ from tests.e2e.daemon import Warmproxy, command, fetch_on, warmproxy_environ
 from tests.e2e.harness import eventually, need
 from tests.e2e.origins import Connection, Request, pattern, pattern_crc
 from tests.e2e.tls_origins import Pki, secure, shaken
-from warmproxy.net import authority
+from warmproxy.net.authority import KEY, TRUST, create, prepare, rotate
 
 HOSTS = ["localhost", "127.0.0.1"]
 
@@ -39,7 +39,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 def ca(home: Callable[[str], Path]) -> Path:
     """The folder of an authority for localhost and 127.0.0.1."""
     folder = home("authority") / "ca"
-    authority.create(folder, HOSTS, now=time.time(), days=30)
+    create(folder, HOSTS, now=time.time(), days=30)
     return folder
 
 
@@ -66,7 +66,7 @@ def by_name(web: Any) -> str:
 
 def trusting(ca: Path, *alpn: str) -> ssl.SSLContext:
     """A client that trusts our authority and nobody else."""
-    context = ssl.create_default_context(cafile=str(ca / authority.TRUST))
+    context = ssl.create_default_context(cafile=str(ca / TRUST))
     if alpn:
         context.set_alpn_protocols(list(alpn))
     return context
@@ -112,7 +112,7 @@ def test_a_client_gets_finished_tls(
     web = origin(tls=pki.server(alpn=("http/1.1",)))
     proxy = start(by_name(web))
     warm(web)
-    trusted = ca / authority.TRUST
+    trusted = ca / TRUST
     job = Job((f"{by_name(web)}/path?q=1",), proxy.url, trusted, "", home("client"), undici)
     invocation = CLIENTS[name](job)
     ran = run(invocation.args, proxy.client_environ(**invocation.env))
@@ -141,7 +141,7 @@ def test_chromium_gets_finished_tls(
     certutil = need("certutil")
     subprocess.run([certutil, "-d", store, "-N", "--empty-password"], check=True)
     add = [certutil, "-d", store, "-A", "-t", "C,,", "-n", "warmproxy", "-i"]
-    subprocess.run([*add, str(ca / authority.TRUST)], check=True)
+    subprocess.run([*add, str(ca / TRUST)], check=True)
     resolve = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"
     page = [*chromium(folder, proxy.url, "--dump-dom"), resolve, f"{by_name(web)}/page"]
     ran = run(page, proxy.client_environ(HOME=str(folder)))
@@ -327,7 +327,7 @@ def test_others_are_intercepted_all_the_same(
         return run([need("curl"), *args], proxy.client_environ())
 
     assert curl(pki.file, "one").code == 60  # no known CA
-    ours = curl(ca / authority.TRUST, "two")
+    ours = curl(ca / TRUST, "two")
     assert ours.code == 0, ours.output
     theirs = curl(pki.file, "one")
     assert theirs.code == 0, theirs.output
@@ -382,6 +382,37 @@ def test_http_2_alone_is_tunnelled_from_then_on(
     client.set_alpn_protocols(["h2"])
     with proxy.tls_tunnel(f"localhost:{web.port}", client) as sock:
         assert sock.selected_alpn_protocol() == "h2"  # the origin's choice
+
+
+def test_a_client_that_pins_is_tunnelled_from_then_on(
+    start: Any, origin: Any, run: Any, tmp_path: Path, authority: Any, ca: Path
+) -> None:
+    """curl trusts us, and wants the origin's own key: it leaves after the handshake."""
+    server = authority.server
+    web = origin(tls=server)
+    upstream = {"ca_file": str(authority.file)}
+    proxy = start(by_name(web), upstream=upstream)
+    both = tmp_path / "both.pem"
+    both.write_bytes(authority.file.read_bytes() + (ca / TRUST).read_bytes())
+    pin = ["--pinnedpubkey", f"sha256//{authority.spki}", "--cacert", str(both)]
+    args = [need("curl"), "-sS", "-x", proxy.url, *pin, f"{by_name(web)}/"]
+    assert run(args, proxy.client_environ()).code == 90  # the pinned key does not match
+    [line] = eventually(lambda: refusals(proxy))
+    assert "pins" in line["reason"]
+    assert web.requests == []
+    ran = run(args, proxy.client_environ())
+    assert (ran.code, web.greeting in ran.output) == (0, True), ran.output
+
+
+def test_silence_is_no_tls_either(start: Any, origin: Any, pki: Pki) -> None:
+    """A client that waits for the origin to speak first: not for ever, and a tunnel the next
+    time."""
+    web = origin(tls=pki.server())
+    proxy = start(by_name(web))
+    with proxy.tunnel(f"localhost:{web.port}") as sock:
+        assert sock.recv(1) == b""
+    [line] = eventually(lambda: refusals(proxy))
+    assert "did not begin TLS within 10 s" in line["reason"]
 
 
 def test_what_is_no_tls_is_tunnelled_from_then_on(start: Any, origin: Any, pki: Pki) -> None:
@@ -466,9 +497,9 @@ def test_rotation_drops_no_connection(start: Any, origin: Any, pki: Pki, ca: Pat
     before = trusting(ca)
     with inside(proxy, web, before) as connection:
         assert fetch_on(connection, "/1").text == web.greeting
-        authority.prepare(ca, HOSTS, now=time.time(), days=30)
+        prepare(ca, HOSTS, now=time.time(), days=30)
         learned = trusting(ca)
-        authority.rotate(ca, HOSTS, now=time.time(), days=30)
+        rotate(ca, HOSTS, now=time.time(), days=30)
         proxy.reload()
         port = connection.sock.getsockname()[1]
         assert fetch_on(connection, "/2").text == web.greeting
@@ -484,7 +515,7 @@ def test_a_bad_authority_keeps_what_was(start: Any, origin: Any, pki: Pki, ca: P
     """A reload with a key that others can read is refused, and says so; all goes on as before."""
     web = origin(tls=pki.server(alpn=("http/1.1",)))
     proxy = start(by_name(web))
-    os.chmod(ca / authority.KEY, 0o644)
+    os.chmod(ca / KEY, 0o644)
     refused = proxy.reload()
     assert refused["event"] == "reload_failed"
     assert "chmod" in json.dumps(refused)
@@ -505,6 +536,17 @@ def test_who_is_inside_stays_when_it_is_switched_off(
         assert fetch_on(connection, "/2").text == web.greeting
         with inside(proxy, web, ssl.create_default_context(cafile=pki.file)) as other:
             assert fetch_on(other, "/3").text == web.greeting
+
+
+def test_several_processes_intercept_alike(start: Any, origin: Any, pki: Pki, ca: Path) -> None:
+    """Each has the same authority, whoever of them gets the connection."""
+    web = origin(tls=pki.server(alpn=("http/1.1",)))
+    proxy = start(by_name(web), processes=2)
+    for _ in range(8):
+        with inside(proxy, web, trusting(ca)) as connection:
+            assert fetch_on(connection, "/").text == web.greeting
+    assert proxy.pools()[by_name(web)]["intercepted"]
+    assert proxy.count("warmproxy_authority_not_after_timestamp_seconds") > time.time()
 
 
 def test_sigterm_ends_who_is_idle_inside_and_lets_an_answer_finish(
@@ -585,7 +627,7 @@ def test_an_authority_that_is_not_there_or_not_for_it(
 ) -> None:
     folder = home("authority") / "ca"
     if hosts is not None:
-        authority.create(folder, hosts, now=time.time(), days=1)
+        create(folder, hosts, now=time.time(), days=1)
     file = tmp_path / "warmproxy.toml"
     file.write_text(
         f'ca_dir = "{folder}"\n[[upstream]]\nurl = "https://localhost:1"\nintercept = true\n'

@@ -12,6 +12,8 @@ Said = Mapping[str, Any]
 
 BELOW = 30.0
 """Seconds below its target after which a pool is worth a word: a restart of its origin is not."""
+EXPIRES = 14 * 86400.0
+"""Seconds before the end of our authority from which on somebody should make another."""
 LAG = 0.1
 """Seconds by which the event loop is late that requests feel."""
 
@@ -78,6 +80,11 @@ def of_daemon(daemon: Said) -> list[tuple[Level, str]]:
     if not daemon.get("reload_is_good", True):
         text = "The last reload failed: the settings from before it hold. The log says why."
         found.append((Level.BAD, text))
+    left = daemon.get("authority_seconds_left")
+    if left is not None and left < EXPIRES:
+        ends = f"expires in {about(left)}" if left > 0 else "has expired, so nobody is intercepted"
+        text = f"The authority of intercepted origins {ends}: warmproxy ca rotate."
+        found.append((Level.WARN if left > 0 else Level.BAD, text))
     if (lag := daemon.get("loop_lag") or 0.0) >= LAG:
         text = f"Its event loop was {millis(lag)} late a moment ago: it lacks CPU time."
         found.append((Level.WARN, text))

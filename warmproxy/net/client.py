@@ -519,6 +519,7 @@ class ClientConnection(Guest):
 
     def _intercept(self, action: Intercept) -> None:
         assert self._terms.interception is not None
+        self._reading = True  # as it will be again
         self._clients.interceptor.receive(self, self._transport, action, self._terms.interception)
 
     def _tunnel_answered(self) -> None:

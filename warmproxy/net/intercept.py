@@ -57,6 +57,10 @@ class Signs(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
+    @property
+    def not_after(self) -> float:
+        """Seconds since the epoch."""
+
     def leaf(self, host: str, now: float) -> Leaf:
         """Raises ValueError where it cannot speak for the host, or no longer."""
 
@@ -64,14 +68,26 @@ class Signs(Protocol):
 class Leaves:
     """The server's SSLContext for each host, of a certificate that was signed lately.
 
-    `before`: those of the settings so far, kept where the authority is the same.
+    `before`: those of the settings so far, kept where the authority is the same. `clock`: seconds
+    since the epoch.
     """
 
-    def __init__(self, authority: Signs, before: "Leaves | None" = None) -> None:
+    def __init__(
+        self,
+        authority: Signs,
+        before: "Leaves | None" = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._authority = authority
+        self._clock = clock
         self._made: dict[str, tuple[ssl.SSLContext, float]] = {}
         if before is not None and before._authority.fingerprint == authority.fingerprint:
             self._made = before._made
+
+    @property
+    def not_after(self) -> float:
+        """When the authority expires, in seconds since the epoch."""
+        return self._authority.not_after
 
     def prepare(self, host: str) -> None:
         """Have one for that host, now. Raises ValueError."""
@@ -80,8 +96,7 @@ class Leaves:
 
     def make(self, host: str) -> ssl.SSLContext:
         """Takes a millisecond or two: off the loop. Raises ValueError."""
-        now = time.time()
-        leaf = self._authority.leaf(host, now)
+        leaf = self._authority.leaf(host, self._clock())
         context = server_context(host, leaf.pem)
         self._made[host] = context, leaf.not_after
         return context
@@ -89,7 +104,7 @@ class Leaves:
     async def get(self, host: str) -> ssl.SSLContext:
         """Raises ValueError."""
         context, not_after = self._made.get(host, (None, 0.0))
-        if context is None or time.time() > not_after - RENEW_BEFORE:
+        if context is None or self._clock() > not_after - RENEW_BEFORE:
             context = await asyncio.to_thread(self.make, host)
         return context
 

@@ -40,6 +40,7 @@ def merge_samples(
         tunnels=sum(sample.tunnels for sample in samples),
         loop_lag=max((sample.loop_lag for sample in samples), default=0.0),
         reload_is_good=all(sample.reload_is_good for sample in samples),
+        authority_ends=_present(min)([sample.authority_ends for sample in samples]),
         processes=processes,
     )
 
@@ -71,6 +72,9 @@ def merge_abouts(abouts: list[Said], gone: dict[str, Tally]) -> Said:
         "accepting": all(about["accepting"] for about in abouts),
         "reload_is_good": all(about["reload_is_good"] for about in abouts),
         "loop_lag": max((about["loop_lag"] for about in abouts), default=0.0),
+        "authority_seconds_left": _present(min)(
+            [about["authority_seconds_left"] for about in abouts]
+        ),
         "forgotten": {
             name: round(sum(values) + forgotten(ended)[name], 6) for name, values in rest.items()
         },
