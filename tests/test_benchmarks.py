@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-NAMES = ("field.figures", "field.load", "growth", "instructions", "rig.report")
+NAMES = ("field.figures", "field.load", "growth", "instructions", "rig.report", "rig.turns")
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +160,14 @@ def test_another_build_of_python(bench):
     assert same({"yardstick": 1000}, {"yardstick": 1015})
     assert not same({"yardstick": 1000}, {"yardstick": 1050})
     assert not same({"yardstick": 1000}, {"yardstick": 900})
+
+
+def test_a_stall_of_the_loop_counts_for_all_that_comes_in_it(bench, tmp_path: Path) -> None:
+    """One of 50 ms in a second is nothing to the median, and is seen at the 99th percentile."""
+    rows = [(i / 1000, 0.0001) for i in range(950)] + [(1.0, 0.050)]
+    assert bench.turns.late(rows, 0.5) == 0.0001
+    assert bench.turns.late(rows, 0.99) == pytest.approx(0.040)
+    assert bench.turns.late(rows, 1.0) == 0.050
+    file = tmp_path / "turns"
+    file.write_text("".join(f"{when} {held}\n" for when, held in rows))
+    assert bench.turns.read(file, 0.5)[-1] == (0.5, 0.0001)
