@@ -20,9 +20,7 @@ from tests.fuzz.properties import (
 )
 from tests.fuzz.readers import Refused
 
-quick = settings(
-    max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
-)
+quick = settings(max_examples=1000, database=None)
 
 
 def inputs(target: str) -> st.SearchStrategy[bytes]:

@@ -276,7 +276,7 @@ def changing(before: Server, after: Server, at: float) -> Server:
 
 
 # Chance is drawn by the servers: the same examples in every run, or one run in many would fail.
-simulated = hypothesis_settings(max_examples=40, deadline=None, derandomize=True)
+simulated = hypothesis_settings(max_examples=40, derandomize=True)
 limits = st.floats(SHORTEST + 0.1, 3600.0)
 seeds = st.integers(0, 2**32)
 widths = st.sampled_from([1, 2, 4, 10])

@@ -299,7 +299,7 @@ def cut(stream: bytes, sizes: list[int]) -> list[bytes]:
     return [*pieces, stream]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(CHUNKS, st.binary(max_size=10), SIZES, st.booleans())
 def test_any_chunks_in_any_pieces(
     chunks: list[bytes], rest: bytes, sizes: list[int], decode: bool
@@ -323,7 +323,7 @@ class Llhttp:
         self.complete = True
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(CHUNKS, st.integers(0, 60), st.binary(max_size=2), SIZES)
 def test_llhttp_reads_the_same_body(
     chunks: list[bytes], at: int, hurt: bytes, sizes: list[int]

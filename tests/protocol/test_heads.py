@@ -474,7 +474,7 @@ REQUESTS = st.builds(block_of, REQUEST_LINES, LINES, HURT)
 RESPONSES = st.builds(block_of, STATUS_LINES, LINES, HURT)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(REQUESTS)
 @example(REQUEST)
 @example(b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n")
@@ -493,7 +493,7 @@ def test_fast_lane_accepts_a_subset_of_the_slow_lane(block: bytes) -> None:
         assert fast == slow
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(RESPONSES)
 @example(RESPONSE)
 def test_fast_lane_accepts_a_subset_of_the_slow_lane_for_responses(block: bytes) -> None:
@@ -528,7 +528,7 @@ class Llhttp:
         self.fields.append((name, (value or b"").strip(b" \t")))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(REQUESTS)
 @example(REQUEST)
 def test_llhttp_reads_the_same_request(block: bytes) -> None:
@@ -554,7 +554,7 @@ def test_llhttp_reads_the_same_request(block: bytes) -> None:
     assert seen.fields == [(name, value) for name, value in head.fields]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(RESPONSES)
 @example(RESPONSE)
 def test_llhttp_reads_the_same_response(block: bytes) -> None:
@@ -576,7 +576,7 @@ def test_llhttp_reads_the_same_response(block: bytes) -> None:
     assert seen.fields == [(name, value) for name, value in head.fields]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=60) | REQUESTS)
 def test_any_bytes_give_a_head_or_a_bad_request(block: bytes) -> None:
     """No input makes the reader fail in any other way."""
@@ -590,7 +590,7 @@ def test_any_bytes_give_a_head_or_a_bad_request(block: bytes) -> None:
         pass
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(REQUESTS, st.lists(st.integers(1, 40), max_size=20))
 def test_splits_do_not_change_the_verdict(stream: bytes, sizes: list[int]) -> None:
     """A head is read the same, or refused, in whatever pieces it arrives."""

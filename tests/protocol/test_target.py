@@ -242,7 +242,7 @@ def test_requests_for_a_web_server_are_told_what_this_is(method: bytes, target: 
     assert "http_proxy=http://HOST:PORT" in refusal.reason
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.text("aZ0.-_:1[]@%\\", max_size=8).map(str.encode),
     st.text("/a?#%\\ \x7f\xe4", max_size=6).map(lambda text: text.encode("latin-1")),
@@ -260,7 +260,7 @@ def test_fast_lane_and_slow_lane_agree(authority: bytes, path: bytes) -> None:
     assert verdict(b"http://" + authority + path) == verdict(b"HTTP://" + authority + path)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.sampled_from([b"GET", b"OPTIONS", b"CONNECT"]), st.binary(max_size=20))
 def test_any_bytes_give_a_route_or_a_bad_request(method: bytes, target: bytes) -> None:
     """No target makes the parser fail in any other way, and none leads to a bad origin."""
