@@ -98,8 +98,9 @@ class OriginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     dial_budget: Annotated[
         Rate,
         _says(
-            "Refill dials a second at most; 0 means twice what may have to be held: warm, warm_max "
-            "or a window's count. Dials that a client waits for always go."
+            "Refill dials a second at most; 0 means twice what may have to be held (warm, warm_max "
+            "or a window's count) and one more for each connection that a client took. Dials that "
+            "a client waits for always go."
         ),
     ] = 0.0
     backoff_max: Annotated[

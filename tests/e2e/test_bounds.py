@@ -447,6 +447,20 @@ def test_max_tunnels(warmproxy, origin) -> None:
     eventually(lambda: proxy.count("warmproxy_tunnels") == 0)
 
 
+def test_tunnels_that_come_fast_find_a_connection_each(warmproxy, origin) -> None:
+    """What clients take is replaced at once, however often: 60 tunnels in a row, of a pool of 2,
+    whose refills would take a quarter of a minute by the clock alone."""
+    far = origin()
+    url = f"https://{far.authority}"
+    proxy = warmproxy("--warm", f"{url}=2")
+    began = time.monotonic()
+    for _ in range(60):
+        eventually(lambda: proxy.pool(url)["fresh"] > 0)
+        proxy.tunnel(far.authority).close()
+    assert time.monotonic() - began < 7
+    assert (proxy.pool(url)["hits"], proxy.pool(url)["misses"]) == (60, 0)
+
+
 def test_max_tunnels_holds_for_tunnels_that_are_being_made(warmproxy, origin) -> None:
     """CONNECTs whose dials are under way at once do not slip past max_tunnels together."""
     far = origin(raw=_echo)

@@ -42,6 +42,23 @@ def test_the_budget_gives_a_burst_then_its_rate():
     assert budget.available(60.0) == 4, "a long quiet saves up one burst and no more"
 
 
+def test_what_clients_took_pays_for_its_successors():
+    """However fast they come; and saves up no more than a burst."""
+    budget = DialBudget(rate=1.0, burst=2.0, earns=True)
+    for _ in range(1000):
+        budget.charge(0.0)
+        budget.earn(0.0)
+    assert budget.available(0.0) == 2
+    for _ in range(5):
+        budget.earn(0.0)
+    assert budget.available(0.0) == 2
+    named = DialBudget(rate=1.0, burst=2.0)
+    for _ in range(2):
+        named.charge(0.0)
+        named.earn(0.0)
+    assert named.available(0.0) == 0, "a number that was given is all there is"
+
+
 def test_forced_dials_are_charged_but_the_debt_has_a_bound():
     budget = DialBudget(rate=1.0, burst=2.0)
     for _ in range(100):

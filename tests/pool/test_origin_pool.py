@@ -43,12 +43,21 @@ class Said(Observer):
         self.events.append(f"held_back {seconds:g}")
 
 
-def make(warm=0, *, origin=ORIGIN, observer=None, rate=100.0, rng=lambda: 1.0, **settings) -> Pool:
+def make(
+    warm=0,
+    *,
+    origin=ORIGIN,
+    observer=None,
+    rate=100.0,
+    earns=False,
+    rng=lambda: 1.0,
+    **settings,
+) -> Pool:
     return OriginPool(
         origin,
         OriginSettings(**settings),
         Fixed(warm),
-        DialBudget(rate, max(rate, warm)),
+        DialBudget(rate, max(rate, warm), earns=earns),
         observer or Observer(),
         rng,
         0.0,
@@ -350,6 +359,20 @@ def test_the_dial_budget_spreads_refills_after_a_mass_close():
     plan = pool.plan(1.8)
     assert 10 <= plan.dials < 20
     assert plan.wake_at == inf
+
+
+def test_what_clients_take_is_replaced_however_fast_they_come():
+    """Tunnels use up a connection each: the budget is for dials that come to nothing."""
+    pool = make(2, earns=True, rate=4.0)
+    for conn in (1, 2):
+        dial(pool, conn)
+    for conn in range(3, 100):
+        now = conn / 1000
+        taken = pool.acquire("tunnel", Prefer.FRESH_ONLY, now, alive)
+        assert taken is not None
+        assert pool.plan(now).dials == 1
+        dial(pool, conn, now)
+        pool.closed(taken, CloseReason.NOT_REUSABLE, now)
 
 
 def test_connections_that_die_at_once_are_churn_and_back_off_once_per_wave():

@@ -43,13 +43,17 @@ class DialBudget:
     Refills ask first; a dial that a client waits for is charged but never refused, so the level
     may fall below zero (by one burst at most: a crowd of clients must not starve the refills of
     the next minutes).
+
+    Where it `earns`, a connection that a client took pays for its successor, however fast clients
+    come: what the rate bounds are dials that come to nothing.
     """
 
-    __slots__ = ("_level", "_since", "burst", "rate")
+    __slots__ = ("_level", "_since", "burst", "earns", "rate")
 
-    def __init__(self, rate: float, burst: float) -> None:
+    def __init__(self, rate: float, burst: float, *, earns: bool = False) -> None:
         self.rate = rate
         self.burst = max(1.0, burst)
+        self.earns = earns
         self._level = self.burst
         self._since = 0.0
 
@@ -70,6 +74,12 @@ class DialBudget:
     def charge(self, now: float) -> None:
         self._fill(now)
         self._level = max(self._level - 1.0, -self.burst)
+
+    def earn(self, now: float) -> None:
+        """A client took a connection that nobody had before."""
+        if self.earns:
+            self._fill(now)
+            self._level = min(self._level + 1.0, self.burst)
 
     def next_at(self, now: float) -> float:
         """When the next refill may start; `rate` must be above 0."""

@@ -563,7 +563,9 @@ class OriginPool(Generic[C, W]):
         if self.churn.failures and entry.idled >= SHORTEST:
             self.churn.succeeded()
         entry.since = now
-        entry.served = True
+        if not entry.served:
+            entry.served = True
+            self._budget.earn(now)
         self._active[conn] = entry
         self.tally.acquires[outcome] += 1
         if outcome is _FRESH or outcome is _USED:

@@ -174,9 +174,11 @@ class Registry(Generic[C, W]):
         return _Wanted(self.settings_of(origin), sizing, s.learn_warm)
 
     def _budget(self, wish: _Wanted) -> DialBudget:
-        """A whole pool may be opened at once: it has to be at the start."""
-        rate = wish.settings.dial_budget or 2.0 * wish.count
-        return DialBudget(rate, max(rate, wish.count))
+        """A whole pool may be opened at once: it has to be at the start. A number that was given
+        holds whatever clients take."""
+        given = wish.settings.dial_budget
+        rate = given or 2.0 * wish.count
+        return DialBudget(rate, max(rate, wish.count), earns=not given)
 
     def _rename(self, pool: OriginPool[C, W], origin: Origin) -> None:
         """The pool goes by another origin of the same place."""
