@@ -117,8 +117,8 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         begins = max(now - BACK_SECONDS, self.not_before)
         ends = min(now + LEAF_SECONDS, self.not_after)
-        # Without a subject, as the constraints want it; the alternative name is critical then
-        # (RFC 5280, 4.2.1.6).
+        # Without a subject, of which no name is ever too long; the alternative name is critical
+        # then (RFC 5280, 4.2.1.6).
         leaf = (
             _builder(x509.Name([]), issuer.subject, key, self._key, begins, ends)
             .add_extension(x509.SubjectAlternativeName([_general(host)]), critical=True)
@@ -209,35 +209,27 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 
 def _constraints(hosts: Sequence[str]) -> x509.NameConstraints:
-    """For these hosts, none of which is below another, and no other name of any kind.
+    """For these hosts and no other name.
 
-    A permitted DNS name admits what is below it too (RFC 5280, 4.2.1.10), so that is excluded; a
-    kind of which nothing is said is free, so each kind is said something of. Without a subject
-    there is no common name that a client could take for the host's.
+    A permitted DNS name admits what is below it too (RFC 5280, 4.2.1.10), so that is excluded,
+    unless another of the hosts is there. A kind of name of which nothing is said is free, so
+    something is said of each kind that a server can be known by; not of subjects, since then Go
+    refuses all.
     """
-    return _subtrees(hosts, hosts, [x509.DirectoryName(x509.Name([]))])
-
-
-def _of_root(hosts: Sequence[str]) -> x509.NameConstraints:
-    """As close as one certificate can be for all hosts: what is below a host may be another one.
-    The names of the signing certificates are subjects."""
-    childless = [host for host in hosts if not any(_is_below(other, host) for other in hosts)]
-    return _subtrees(hosts, childless, [])
-
-
-def _subtrees(
-    hosts: Sequence[str], childless: Sequence[str], excluded: list[x509.GeneralName]
-) -> x509.NameConstraints:
-    names = [host for host in hosts if _address(host) is None]
+    names = [host for host in hosts if _address(host) is None] or [NOWHERE]
     addresses = [address for host in hosts if (address := _address(host))]
-    permitted: list[x509.GeneralName] = [x509.DNSName(name) for name in names or [NOWHERE]]
+    permitted: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
     permitted += [x509.IPAddress(ip_network(address)) for address in addresses]
     permitted += [x509.RFC822Name(NOWHERE), x509.UniformResourceIdentifier(NOWHERE)]
-    below = [name for name in names or [NOWHERE] if name in (*childless, NOWHERE)]
-    excluded = [*(x509.DNSName(f".{name}") for name in below), *excluded]
-    if not any(address.version == 4 for address in addresses):
+    excluded: list[x509.GeneralName] = [
+        x509.DNSName(f".{name}")
+        for name in names
+        if not any(_is_below(other, name) for other in names)
+    ]
+    versions = {address.version for address in addresses}
+    if 4 not in versions:
         excluded.append(x509.IPAddress(IPv4Network("0.0.0.0/0")))
-    if not any(address.version == 6 for address in addresses):
+    if 6 not in versions:
         excluded.append(x509.IPAddress(IPv6Network("::/0")))
     return x509.NameConstraints(permitted, excluded)
 
@@ -297,8 +289,9 @@ def _make(hosts: Iterable[str], now: float, days: int) -> tuple[Authority, bytes
     once = ec.generate_private_key(ec.SECP256R1())  # gone when this returns
     key = ec.generate_private_key(ec.SECP256R1())
     name = f"warmproxy CA {_utc(now):%Y-%m-%d} {secrets.token_hex(4)}"
-    everything = _of_root([host for layer in layers for host in layer])
-    root = _authority(_name(name), _name(name), once, once, begins, ends, everything, 1)
+    everything = [host for layer in layers for host in layer]
+    constraints = _constraints(everything)
+    root = _authority(_name(name), _name(name), once, once, begins, ends, constraints, 1)
     signing = [
         _authority(
             _name(f"{name} signing {number}"),
@@ -365,8 +358,11 @@ def _builder(
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(by.public_key()), critical=False
         )
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(_TLS, critical=False)
     )
+
+
+_TLS = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
 
 
 def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False) -> x509.KeyUsage:
@@ -443,10 +439,11 @@ def _why_not(
             hosts = _permitted(certificate)
         except (ValueError, KeyError, TypeError, InvalidSignature):
             return "its certificates are no CA with name constraints"
-        expected = _of_root(hosts) if depth else _constraints(hosts)
         if not (basic.critical and basic.value == x509.BasicConstraints(True, depth)):
-            return "its certificates are no CA that signs servers only"
-        if not (names.critical and names.value == expected):
+            return "its certificates may sign other CAs"
+        if x509.ExtendedKeyUsage.oid not in said or said[x509.ExtendedKeyUsage.oid].value != _TLS:
+            return "its certificates may sign for more than TLS servers"
+        if not (names.critical and names.value == _constraints(hosts)):
             return "its name constraints are not those for exactly its hosts"
         if depth == 0 and certificate.public_key() != key.public_key():
             return "its key and its certificates do not belong together"
