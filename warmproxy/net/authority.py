@@ -17,12 +17,11 @@ Whoever steals the key has a CA for the hosts and nothing else: see `_constraint
 """
 
 import datetime
-import fcntl
 import os
 import re
 import secrets
-import stat
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from pathlib import Path
 
 from warmproxy.errors import StartError
+from warmproxy.net import private
 from warmproxy.origin import normalise_host
 
 try:
@@ -37,6 +37,7 @@ try:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import pkcs12
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 except ImportError as error:
     raise StartError(
@@ -69,6 +70,17 @@ class Leaf:
     """Seconds since the epoch."""
 
 
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A certificate for clients to trust."""
+
+    pem: bytes
+    fingerprint: str
+    """SHA-256, as tools write it: AB:CD:..."""
+    hosts: tuple[str, ...]
+    not_after: float
+
+
 class Authority:
     """What `load` found good."""
 
@@ -78,9 +90,9 @@ class Authority:
     not_after: float
     """Seconds since the epoch."""
     fingerprint: str
-    """SHA-256 of the root, as tools write it: AB:CD:..."""
+    """The root's."""
     certificate: bytes
-    """The root, PEM: what a client is to trust."""
+    """The root, PEM."""
 
     def __init__(
         self, key: ec.EllipticCurvePrivateKey, root: x509.Certificate, *signing: x509.Certificate
@@ -90,7 +102,7 @@ class Authority:
         self.hosts = frozenset(self._by_host)
         self.not_before = root.not_valid_before_utc.timestamp()
         self.not_after = root.not_valid_after_utc.timestamp()
-        self.fingerprint = fingerprint(root)
+        self.fingerprint = _fingerprint(root)
         self.certificate = _pem(root)
 
     @staticmethod
@@ -131,30 +143,30 @@ class Authority:
 
 def create(folder: Path, hosts: Iterable[str], *, now: float, days: int) -> Authority:
     """Make an authority for these hosts where none is. Raises StartError."""
-    try:
+    with _errors(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartError(f"{folder}: {error.strerror}") from error
-    with _locked(folder):
+        private.check_folder(folder)
+    with _errors(folder), private.locked(folder):
         if os.path.lexists(folder / KEY):
             raise StartError(
-                f"there is a CA in {folder} already, and it stays; warmproxy ca rotate replaces it"
+                f"there is a CA in {folder} already, and it stays: warmproxy ca rotate replaces it"
             )
-        made, parts = _make(hosts, now, days)
-        _write(folder / TRUST, made.certificate, 0o644)
-        _write(folder / KEY, parts, 0o600)
+        made, file = _make(hosts, now, days)
+        private.write(folder / TRUST, made.certificate, 0o644)
+        private.write(folder / KEY, file, 0o600)
     return made
 
 
 def prepare(folder: Path, hosts: Iterable[str], *, now: float, days: int) -> Authority:
     """Make the successor, which clients may trust from now on; `rotate` puts it to use. One that
     was prepared before is dropped. Raises StartError."""
-    with _locked(folder):
-        current, dropped = _root_in(folder, KEY), _root_in(folder, NEXT, missing_ok=True)
-        made, parts = _make(hosts, now, days)
-        _write(folder / NEXT, parts, 0o600)
-        first = [root for root in (current, made.certificate) if root]
-        _write_trust(folder, first, _without(_trusted(folder), dropped), now)
+    with _errors(folder), private.locked(folder):
+        current = roots((folder / KEY).read_bytes())[:1]
+        dropped = prepared(folder)
+        made, file = _make(hosts, now, days)
+        earlier = [root for root in _trusted(folder) if root != dropped]
+        private.write(folder / NEXT, file, 0o600)
+        _write_trust(folder, [*current, *roots(file)[:1], *earlier], now)
     return made
 
 
@@ -163,46 +175,72 @@ def rotate(
 ) -> Authority:
     """Put the prepared successor to use, or a new one where none was prepared.
 
-    What signed until now stays in trust.pem until it expires, or, with `retire`, leaves it at once.
-    Wherever this fails, the folder holds a whole authority. Raises StartError.
+    What signed until now stays in trust.pem until it expires. With `retire`, which is for when the
+    key was stolen, it leaves at once, and so does what was prepared beside it. Wherever this fails,
+    the folder holds a whole authority. Raises StartError.
     """
-    hosts = tuple(hosts)
-    with _locked(folder):
-        _root_in(folder, KEY)
-        parts = b""
-        if os.path.lexists(folder / NEXT):
+    hosts = {normalise_host(host) for host in hosts}
+    with _errors(folder), private.locked(folder):
+        os.stat(folder / KEY)  # whatever it holds, there must be one to replace
+        is_prepared = not retire and os.path.lexists(folder / NEXT)
+        if is_prepared:
             made = _load(folder, NEXT, now)
-            if made.hosts != frozenset(map(normalise_host, hosts)):
+            if made.hosts != hosts:
                 raise StartError(
-                    f"what was prepared is for {', '.join(sorted(made.hosts))}, which is not what "
-                    "is intercepted now: warmproxy ca rotate --prepare, then let clients learn it"
+                    f"what was prepared is for {', '.join(sorted(made.hosts))}, and that is not "
+                    "what is intercepted now: warmproxy ca rotate --prepare makes another one"
                 )
         else:
-            made, parts = _make(hosts, now, days)
-        # known before it signs, and what signed until now for as long as it may
-        _write_trust(folder, [made.certificate], _trusted(folder), now)
-        if parts:
-            _write(folder / KEY, parts, 0o600)
+            made, file = _make(hosts, now, days)
+        # known before it signs; what signed until now is known for as long as it may be met
+        [root] = roots(made.certificate)
+        _write_trust(folder, [root, *_trusted(folder)], now)
+        if is_prepared:
+            private.rename(folder / NEXT, folder / KEY)
         else:
-            _replace(folder / NEXT, folder / KEY)
+            private.write(folder / KEY, file, 0o600)
         if retire:
-            _write_trust(folder, [made.certificate], [], now)
+            (folder / NEXT).unlink(missing_ok=True)
+            _write_trust(folder, [root], now)
     return made
 
 
 def trusted(folder: Path) -> bytes:
     """trust.pem: what clients are to trust. Raises StartError."""
-    try:
+    with _errors(folder):
         return (folder / TRUST).read_bytes()
-    except FileNotFoundError:
-        raise _no_ca(folder) from None
-    except OSError as error:
-        raise StartError(f"{folder / TRUST}: {error.strerror}") from error
 
 
-def fingerprint(certificate: x509.Certificate) -> str:
-    """SHA-256, AB:CD:..."""
-    return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
+def prepared(folder: Path) -> Root | None:
+    """The root of the successor, if there is one. Raises StartError."""
+    if not os.path.lexists(folder / NEXT):
+        return None
+    with _errors(folder):
+        return next(iter(roots((folder / NEXT).read_bytes())), None)
+
+
+def roots(bundle: bytes) -> list[Root]:
+    """What a file of certificates holds, in order."""
+    found = []
+    for certificate in _certificates(bundle):
+        try:
+            hosts = tuple(_permitted(certificate))
+        except ValueError:
+            hosts = ()
+        ends = certificate.not_valid_after_utc.timestamp()
+        found.append(Root(_pem(certificate), _fingerprint(certificate), hosts, ends))
+    return found
+
+
+def java_truststore(bundle: bytes) -> bytes:
+    """The certificates of a bundle, as Java wants them: PKCS #12, without a password."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a system trusts is not ours to judge
+        entries = [
+            pkcs12.PKCS12Certificate(certificate, str(number).encode())
+            for number, certificate in enumerate(_certificates(bundle))
+        ]
+    return pkcs12.serialize_java_truststore(entries, serialization.NoEncryption())
 
 
 # ── what it may speak for ────────────────────────────────────────────────────────────────────
@@ -400,7 +438,8 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def _load(folder: Path, name: str, now: float) -> Authority:
     path = folder / name
-    text = _read_private(folder, path)
+    with _errors(folder):
+        text = private.read(path)
     again = " --prepare" if name == NEXT else ""
     remedy = f": make another one with warmproxy ca rotate{again}"
     try:
@@ -450,127 +489,43 @@ def _why_not(
     return None
 
 
-def _read_private(folder: Path, path: Path) -> bytes:
-    """A file that nobody else can read or put there. Raises StartError."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            of_file, of_folder = os.fstat(fd), os.stat(folder)
-            text = file.read(2**20)
-    except FileNotFoundError:
-        raise _no_ca(folder) from None
-    except OSError as error:
-        raise StartError(f"{path}: {error.strerror}") from error
-    for place, found, forbidden, mode in (
-        (folder, of_folder, 0o022, "700"),
-        (path, of_file, 0o077, "600"),
-    ):
-        if found.st_uid not in (os.geteuid(), 0):
-            raise StartError(f"{place} belongs to another user, who could have put any key there")
-        if stat.S_IMODE(found.st_mode) & forbidden:
-            can = "write to" if place is folder else "read"
-            raise StartError(f"others can {can} {place}: chmod {mode} {place}, then rotate the CA")
-    return text
-
-
-def _no_ca(folder: Path) -> StartError:
-    return StartError(f"no CA in {folder}: make one with warmproxy ca init")
-
-
-def _root_in(folder: Path, name: str, *, missing_ok: bool = False) -> bytes:
-    """The root of a file that may be anything, PEM; empty where it has none."""
-    try:
-        text = (folder / name).read_bytes()
-    except FileNotFoundError:
-        if missing_ok:
-            return b""
-        raise _no_ca(folder) from None
-    except OSError as error:
-        raise StartError(f"{folder / name}: {error.strerror}") from error
-    return next(iter(_split(text)), b"")
-
-
 # ── the folder ───────────────────────────────────────────────────────────────────────────────
 
 
-def _trusted(folder: Path) -> list[bytes]:
+@contextmanager
+def _errors(folder: Path) -> Iterator[None]:
+    """What is to be said of an OSError."""
     try:
-        return _split((folder / TRUST).read_bytes())
+        yield
+    except FileNotFoundError:
+        raise StartError(f"no CA in {folder}: make one with warmproxy ca init") from None
+    except OSError as error:
+        raise StartError(f"{error.filename or folder}: {error.strerror}") from error
+
+
+def _trusted(folder: Path) -> list[Root]:
+    try:
+        return roots((folder / TRUST).read_bytes())
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise StartError(f"{folder / TRUST}: {error.strerror}") from error
 
 
-def _split(text: bytes) -> list[bytes]:
-    """Each certificate of a bundle, PEM, as we write it; what is none is left out."""
-    found = []
+def _write_trust(folder: Path, trusted: Iterable[Root], now: float) -> None:
+    """Each once, without those that have expired."""
+    bundle = [root.pem for root in dict.fromkeys(trusted) if root.not_after > now]
+    private.write(folder / TRUST, b"".join(bundle), 0o644)
+
+
+def _certificates(text: bytes) -> Iterator[x509.Certificate]:
+    """What is none is left out: a system's bundle holds what it holds."""
     for block in re.findall(
-        rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.S
+        rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.DOTALL
     ):
         try:
-            found.append(_pem(x509.load_pem_x509_certificate(block)))
+            yield x509.load_pem_x509_certificate(block)
         except ValueError:
             continue
-    return found
 
 
-def _without(certificates: Sequence[bytes], dropped: bytes) -> list[bytes]:
-    return [certificate for certificate in certificates if certificate != dropped]
-
-
-def _write_trust(
-    folder: Path, first: Sequence[bytes], earlier: Iterable[bytes], now: float
-) -> None:
-    """`first`, then the earlier ones that have not expired."""
-    bundle = dict.fromkeys(first)
-    for pem in earlier:
-        if x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp() > now:
-            bundle[pem] = None
-    _write(folder / TRUST, b"".join(bundle), 0o644)
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    """Whole or not at all, and with this mode from the first moment on. Raises StartError."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-        try:
-            with open(fd, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(fd)
-        except BaseException:
-            os.unlink(new)
-            raise
-    except OSError as error:
-        raise StartError(f"{path}: {error.strerror}") from error
-    _replace(new, path)
-
-
-def _replace(new: Path, path: Path) -> None:
-    try:
-        os.replace(new, path)
-        fd = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise StartError(f"{path}: {error.strerror}") from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One command at a time. Raises StartError where the folder is not there."""
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        raise _no_ca(folder) from None
-    except OSError as error:
-        raise StartError(f"{folder}: {error.strerror}") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
+def _fingerprint(certificate: x509.Certificate) -> str:
+    return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
