@@ -133,12 +133,13 @@ def _exec(args: argparse.Namespace) -> int:
             admin = _admin(args)
         except ConfigError:
             admin = None  # so there is nobody to ask whether all is warm
-        ca = _ca_to_trust(_load(args).settings)
+        ca = _ca_to_trust(args)
         return execute_with(args.argv, proxy=proxy, admin=admin, wait=args.wait, ca=ca)
     if there and not own and is_warmproxy(there):
-        ca = _ca_to_trust(_load(args).settings)
+        ca = _ca_to_trust(args)
         return execute_with(args.argv, proxy=there, admin=None, wait=args.wait, ca=ca)
-    ca = _ca_to_trust(_load(args, _missing).settings)
+    _load(args, _missing)
+    ca = _ca_to_trust(args)
     flags = [f"--warm={warm}" for warm in args.warm or ()]
     if args.config:
         flags += ["--config", args.config]
@@ -147,8 +148,12 @@ def _exec(args: argparse.Namespace) -> int:
     return execute(args.argv, daemon_args=flags, wait=args.wait, ca=ca)
 
 
-def _ca_to_trust(settings: Settings) -> Path | None:
+def _ca_to_trust(args: argparse.Namespace) -> Path | None:
     """The folder of the authority that a command has to trust, if any."""
+    try:
+        settings = _load(args).settings
+    except ConfigError:
+        return None  # of a daemon that runs already: it has other settings
     is_needed = any(upstream.intercept for upstream in settings.upstream)
     return Path(settings.ca_dir) if is_needed and settings.ca_dir else None
 

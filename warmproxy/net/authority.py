@@ -55,7 +55,9 @@ BACK_SECONDS = 3600.0
 """So much before now a certificate begins: clocks differ."""
 DAY = 86400.0
 NOWHERE = "warmproxy.invalid"
-"""What is permitted of a kind of name where nothing is to be: it exists nowhere (RFC 6761, 6.4)."""
+NOWHERE_4, NOWHERE_6 = "198.51.100.255", "2001:db8:ffff::ffff"
+"""What is permitted of a kind of name where nothing is to be: none of it exists (RFC 6761, 6.4;
+RFC 5737; RFC 3849)."""
 
 Address = IPv4Address | IPv6Address
 
@@ -256,6 +258,13 @@ def _constraints(hosts: Sequence[str]) -> x509.NameConstraints:
     """
     names = [host for host in hosts if _address(host) is None] or [NOWHERE]
     addresses = [address for host in hosts if (address := _address(host))]
+    if addresses:
+        # GnuTLS takes each version for a kind of its own; Java fails where it has to compare an
+        # address of version 4 with a constraint of version 6, so that is never reached.
+        versions = {address.version for address in addresses}
+        addresses += [ip_address(NOWHERE_4)] if 4 not in versions else []
+        addresses += [ip_address(NOWHERE_6)] if 6 not in versions else []
+        addresses.sort(key=lambda address: address.version)
     permitted: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
     permitted += [x509.IPAddress(ip_network(address)) for address in addresses]
     permitted += [x509.RFC822Name(NOWHERE), x509.UniformResourceIdentifier(NOWHERE)]
@@ -264,11 +273,9 @@ def _constraints(hosts: Sequence[str]) -> x509.NameConstraints:
         for name in names
         if not any(_is_below(other, name) for other in names)
     ]
-    versions = {address.version for address in addresses}
-    if 4 not in versions:
-        excluded.append(x509.IPAddress(IPv4Network("0.0.0.0/0")))
-    if 6 not in versions:
-        excluded.append(x509.IPAddress(IPv6Network("::/0")))
+    if not addresses:
+        everywhere = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+        excluded += [x509.IPAddress(network) for network in everywhere]
     return x509.NameConstraints(permitted, excluded)
 
 
@@ -280,13 +287,13 @@ def _permitted(certificate: x509.Certificate) -> list[str]:
         raise ValueError("has no name constraints") from None
     hosts = []
     for name in said.value.permitted_subtrees or ():
-        if isinstance(name, x509.DNSName) and name.value != NOWHERE:
+        if isinstance(name, x509.DNSName):
             hosts.append(name.value)
         elif isinstance(name, x509.IPAddress):
             network = name.value
             assert isinstance(network, IPv4Network | IPv6Network)
             hosts.append(str(network.network_address))
-    return hosts
+    return [host for host in hosts if host not in (NOWHERE, NOWHERE_4, NOWHERE_6)]
 
 
 def _layers(hosts: Iterable[str]) -> list[list[str]]:
@@ -446,9 +453,9 @@ def _load(folder: Path, name: str, now: float) -> Authority:
         key = serialization.load_pem_private_key(text, None)
         root, *signing = x509.load_pem_x509_certificates(text)
     except (ValueError, TypeError):  # TypeError: it is encrypted
-        raise StartError(f"{path} is no key with its certificates{remedy}") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not signing:
-        raise StartError(f"{path} was not made by warmproxy{remedy}")
+        signing = []
+    if not signing or not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise StartError(f"{path} is no key of ours with its certificates{remedy}")
     if (why := _why_not(key, root, signing)) is not None:
         raise StartError(f"{path}: {why}{remedy}")
     found = Authority(key, root, *signing)
