@@ -5,11 +5,15 @@ the refusal is the constraints' doing shows a control: the same certificate of a
 them, which the same client takes in the same way.
 """
 
+import atexit
 import datetime
+import functools
 import ipaddress
+import shutil
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -183,12 +187,20 @@ def by_node(ask: Ask) -> tuple[list[str], dict[str, str]]:
 
 def by_java(ask: Ask) -> tuple[list[str], dict[str, str]]:
     """It takes a trusted certificate as it is: only the constraints below that one count."""
-    need("javac")
-    file, hosts = ask.home / "Get.java", ask.home / "hosts"
-    file.write_text(JAVA)
+    hosts = ask.home / "hosts"
     hosts.write_text(f"{ask.address} {ask.name}\n")
-    options = ("-XX:TieredStopAtLevel=1", f"-Djdk.net.hosts.file={hosts}")
-    return [need("java"), *options, str(file), "HttpURLConnection", str(ask.trust), ask.url], {}
+    options = ("-XX:TieredStopAtLevel=1", f"-Djdk.net.hosts.file={hosts}", "-cp", compiled())
+    return [need("java"), *options, "Get", "HttpURLConnection", str(ask.trust), ask.url], {}
+
+
+@functools.cache
+def compiled() -> str:
+    """The folder of Java's classes, for all tests."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    (Path(folder) / "Get.java").write_text(JAVA)
+    subprocess.run([need("javac"), "-nowarn", "-d", folder, f"{folder}/Get.java"], check=True)
+    return folder
 
 
 def by_chromium(ask: Ask) -> tuple[list[str], dict[str, str]]:

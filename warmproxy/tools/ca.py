@@ -37,9 +37,7 @@ def init(settings: Settings, *, days: int) -> int:
     made = authority.create(folder, _wanted(settings), now=time.time(), days=days)
     print(f"made the CA in {folder}")
     _print(made)
-    print(
-        "Its key is in authority.pem there: whoever has it can pose as these hosts, and no other."
-    )
+    print("Its key is in authority.pem. Whoever has it can pose as these hosts, and no other.")
     print("Next: warmproxy ca trust-help says how clients come to trust it.")
     return 0
 
@@ -120,7 +118,8 @@ def trust_help(settings: Settings, client: str | None) -> int:
     """Print what a client, or each, needs. Returns 0. Raises ConfigError, StartError."""
     folder = ca_folder(settings)
     root = authority.prepared(folder) or authority.roots(authority.trusted(folder))[0]
-    print(trust.instructions(folder, root, client))
+    urls = [f"{upstream.url.rstrip('/')}/" for upstream in settings.upstream if upstream.intercept]
+    print(trust.instructions(folder, root, urls[0] if urls else "https://HOST/", client))
     return 0
 
 

@@ -80,15 +80,17 @@ def _variables(place: Path, ours: bytes, environ: Mapping[str, str]) -> Iterator
     options = environ.get(JAVA, "")
     if STORE not in options:  # theirs may have a password that we do not know
         store = file(authority.java_truststore(system + ours), ".p12")
-        yield JAVA, f"{options} {STORE}={store}".strip()
+        yield JAVA, f'{options} {STORE}="{store}"'.strip()
 
 
 def _read(name: str) -> bytes:
     """A bundle, or a folder of certificates. Raises StartError."""
     path = Path(name)
     try:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        return b"".join(file.read_bytes().rstrip() + b"\n" for file in files if file.is_file())
+        files = [path]
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.is_file())
+        return b"".join(file.read_bytes().rstrip() + b"\n" for file in files)
     except OSError as error:
         raise StartError(f"{name}: {error.strerror}") from error
 
@@ -101,8 +103,8 @@ def nickname(fingerprint: str) -> str:
     return f"warmproxy-{fingerprint.replace(':', '')[:8].lower()}"
 
 
-def instructions(folder: Path, root: Root, client: str | None) -> str:
-    """What a client, or each, needs, and how to undo it."""
+def instructions(folder: Path, root: Root, url: str, client: str | None) -> str:
+    """What a client, or each, needs to trust a root, and how to undo it; `url` is an example."""
     words = {
         "{trust}": folder / authority.TRUST,
         "{bundle}": folder / "bundle.pem",
@@ -110,7 +112,7 @@ def instructions(folder: Path, root: Root, client: str | None) -> str:
         "{split}": folder / "split",
         "{folder}": folder,
         "{name}": nickname(root.fingerprint),
-        "{host}": root.hosts[0],
+        "{url}": url,
     }
     text = "\n".join([HELP[client]] if client else [FIRST, *HELP.values(), LAST])
     for word, value in words.items():
@@ -136,7 +138,7 @@ curl
     warmproxy ca export --with-system --force {bundle}
     export CURL_CA_BUNDLE={bundle}
   or, for the intercepted hosts only, with each call
-    curl --cacert {trust} https://{host}/
+    curl --cacert {trust} {url}
   undo
     unset CURL_CA_BUNDLE
 """,
@@ -157,7 +159,7 @@ Node
     "java": """\
 Java
     warmproxy ca export --java --force {store}
-    export JAVA_TOOL_OPTIONS=-Djavax.net.ssl.trustStore={store}
+    export JAVA_TOOL_OPTIONS=-Djavax.net.ssl.trustStore=\\"{store}\\"
   undo
     unset JAVA_TOOL_OPTIONS
   or, for an application that has a truststore of its own, with its name and password
@@ -176,9 +178,9 @@ Programs in Go
 """,
     "git": """\
 git, for one host
-    git config --global http.https://{host}/.sslCAInfo {trust}
+    git config --global http.{url}.sslCAInfo {trust}
   undo
-    git config --global --unset http.https://{host}/.sslCAInfo
+    git config --global --unset http.{url}.sslCAInfo
 """,
     "system": """\
 The system's own list, for all of its users and programs: more than most need
