@@ -112,6 +112,19 @@ class Authority:
         """The one that signs. Raises StartError where there is none, or none to sign with."""
         return _load(folder, KEY, time.time())
 
+    @staticmethod
+    def load_for(folder: str, hosts: Iterable[str]) -> "Authority":
+        """The same, where it may speak for all of these hosts. Raises StartError."""
+        if not folder:
+            raise StartError("there is no home to keep a CA in: set ca_dir")
+        found = Authority.load(Path(folder))
+        if strangers := [host for host in hosts if not found.covers(host)]:
+            raise StartError(
+                f"the CA in {folder} may not speak for {', '.join(strangers)}: have another one "
+                "with warmproxy ca rotate, and let clients learn it"
+            )
+        return found
+
     def covers(self, host: str) -> bool:
         """Whether it may speak for this very host."""
         try:
