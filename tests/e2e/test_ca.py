@@ -289,7 +289,7 @@ PYTHON = {
     "aiohttp": (
         "import asyncio, aiohttp\n"
         "async def main():\n"
-        "    async with aiohttp.ClientSession() as session, session.get({url!r}) as response:\n"
+        "    async with aiohttp.ClientSession(trust_env=True) as s, s.get({url!r}) as response:\n"
         "        print(await response.text())\n"
         "asyncio.run(main())"
     ),
@@ -530,3 +530,17 @@ def test_exec_with_the_running_one(owner, warmproxy) -> None:
         expected = "" if env else (me.folder / "trust.pem").read_text()
         assert ran.stdout == expected, ran
     assert proxy.running()
+
+
+@pytest.mark.parametrize("client", ["curl", "requests", "httpx", "aiohttp"])
+def test_exec_has_its_command_intercepted(owner, origin, pki, client) -> None:
+    """The whole of it: the origin's own certificate is of an authority that only the proxy trusts,
+    and it is the proxy that asks."""
+    web = origin(tls=pki.server(alpn=("http/1.1",)))
+    me = owner(f"localhost:{web.port}", ca_file=str(pki.file))
+    assert me.ca("init")[0] == 0
+    script = me.home / "script"
+    script.write_text(asks(me, client, f"https://localhost:{web.port}/"))
+    ran = me.shell(f"warmproxy exec -- sh {script}", no_proxy="")
+    assert web.token in ran.stdout, ran
+    assert [request.values("via") != [] for request in web.requests] == [True]
