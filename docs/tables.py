@@ -63,7 +63,10 @@ def _commands() -> dict[str, list[str]]:
     """Each command's options, as `--help` has them, and all commands."""
     _, parsers = cli.parsers()
     found = {f"options of {name}": _options(parser) for name, parser in parsers.items()}
-    rows = ((f"[`warmproxy {name}`](#{name})", p.description or "") for name, p in parsers.items())
+    rows = (
+        (f"[`warmproxy {name}`](#{name.replace(' ', '-')})", parser.description or "")
+        for name, parser in parsers.items()
+    )
     return {"commands": _table(("Command", "Does"), rows), **found}
 
 

@@ -20,11 +20,11 @@ Floors. A module imports only from floors below its own, or from earlier modules
        sample      the pools -> what one scrape shows
        log         one line per event
     3  net         asyncio lives here: client, prime, housekeeper, dialer, resolver, upstream,
-                   tunnel, splice, tls
+                   tunnel, splice, tls, intercept; authority and private: our CA, and its files
     2  pool        which connections there are and should be: OriginPool, Registry   (no HTTP)
        protocol    bytes -> heads, framing, targets; Exchange: events in, actions out (no sockets)
     1  policy      pure judgement: sizing, schedule, retire, learn, backoff, retry, priming, guard,
-                   access, shares, repeat
+                   access, shares, repeat, interception
     0  loading     flag > environment > file > default, every problem at once
        settings, observe, errors, origin, cron, toml_lines: the vocabulary
 
@@ -49,6 +49,11 @@ the loop, says why (end, reset, TLS alert, bytes that nobody asked for) and clos
 the pool notes the age, which teaches the upstream's idle limit -> `plan` computes what is missing
 -> the housekeeper dials, within the dial budget -> the new connection goes to a waiter or its
 shelf. Where the limit is known the successor is dialled before the old one goes.
+
+One interception. A CONNECT to an origin whose owner asked for it -> the exchange answers it and
+asks to Intercept -> net/intercept shakes hands with the client, by a leaf that net/authority signed
+-> the same ClientConnection goes on inside, with an Exchange that stands for the origin; or it is
+refused, which policy/interception remembers, and the next CONNECT is a tunnel.
 
 One reload. SIGHUP -> settings and the files that they name are read, in a thread -> `wiring` makes
 all that follows from them (Rules), and new listeners; until here anything wrong changes nothing ->

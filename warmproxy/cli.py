@@ -87,6 +87,8 @@ def _command(argv: Sequence[str]) -> int:
             from warmproxy.tools.env import env
 
             return env(_proxy(args), unset=args.unset)
+        case "ca":
+            return _ca(args)
         case "bench":
             return _bench(args)
         case "doctor":
@@ -131,16 +133,46 @@ def _exec(args: argparse.Namespace) -> int:
             admin = _admin(args)
         except ConfigError:
             admin = None  # so there is nobody to ask whether all is warm
-        return execute_with(args.argv, proxy=proxy, admin=admin, wait=args.wait)
+        ca = _ca_to_trust(args)
+        return execute_with(args.argv, proxy=proxy, admin=admin, wait=args.wait, ca=ca)
     if there and not own and is_warmproxy(there):
-        return execute_with(args.argv, proxy=there, admin=None, wait=args.wait)
+        ca = _ca_to_trust(args)
+        return execute_with(args.argv, proxy=there, admin=None, wait=args.wait, ca=ca)
     _load(args, _missing)
+    ca = _ca_to_trust(args)
     flags = [f"--warm={warm}" for warm in args.warm or ()]
     if args.config:
         flags += ["--config", args.config]
     if args.access_log:
         flags.append(f"--access-log={args.access_log}")
-    return execute(args.argv, daemon_args=flags, wait=args.wait)
+    return execute(args.argv, daemon_args=flags, wait=args.wait, ca=ca)
+
+
+def _ca_to_trust(args: argparse.Namespace) -> Path | None:
+    """The folder of the authority that a command has to trust, if any."""
+    try:
+        settings = _load(args).settings
+    except ConfigError:
+        return None  # of a daemon that runs already: it has other settings
+    is_needed = any(upstream.intercept for upstream in settings.upstream)
+    return Path(settings.ca_dir) if is_needed and settings.ca_dir else None
+
+
+def _ca(args: argparse.Namespace) -> int:
+    from warmproxy.tools import ca
+
+    settings = _load(args).settings
+    match args.action:
+        case "init":
+            return ca.init(settings, days=args.days)
+        case "show":
+            return ca.show(settings)
+        case "rotate":
+            return ca.rotate(settings, days=args.days, prepare=args.prepare, retire=args.retire)
+        case "export":
+            return ca.export(settings, args.to, args.form or "pem", force=args.force)
+        case _:
+            return ca.trust_help(settings, args.client)
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -368,16 +400,11 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with one line for an error and a guess at what was meant."""
 
     def error(self, message: str) -> NoReturn:
-        choice = re.match(r"argument COMMAND: invalid choice: '([^']*)'", message)
+        choice = re.match(r"argument ([A-Z]+): invalid choice: '([^']*)' \(.*?from (.*)\)", message)
         if choice is not None:
-            message = f"unknown command '{choice[1]}'{_did_you_mean(choice[1], COMMANDS)}"
+            known = re.findall("[a-z-]+", choice[3])
+            message = f"unknown {choice[1].lower()} '{choice[2]}'{_did_you_mean(choice[2], known)}"
         self.exit(2, f"{self.prog}: {message} (see '{self.prog} --help')\n")
-
-
-COMMANDS = (
-    *("run", "check", "status", "healthcheck", "init"),
-    *("exec", "env", "bench", "doctor", "warm"),
-)
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -417,6 +444,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "doctor": command("doctor", "find out how an origin treats idle connections"),
         "warm": command("warm", "have the running proxy hold more connections for a while"),
     }
+    by_name |= _ca_parsers(command("ca", "make and show the authority that interception needs"))
     for name in ("run", "check"):
         _add_settings(by_name[name])
     by_name["run"].add_argument(
@@ -456,14 +484,66 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             by_name["exec"].error("what is to be run comes after --")
         if args.use_running and (args.warm or args.access_log):
             by_name["exec"].error("--use-running changes nothing of the proxy that runs")
+    if getattr(args, "form", None) == "split" and args.to is None:
+        by_name["ca export"].error("--split needs a folder")
     if rest:
-        chosen = by_name[args.command]
+        chosen = by_name[f"ca {args.action}" if args.command == "ca" else args.command]
         wrong = next((word for word in rest if word.startswith("-")), rest[0])
         wrong = wrong.partition("=")[0]
         kind = "option" if wrong.startswith("-") else "argument"
         hint = _did_you_mean(wrong, list(chosen._option_string_actions))
         chosen.error(f"unknown {kind} '{wrong}'{hint}")
     return args
+
+
+def _ca_parsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of what `ca` can do, by both words."""
+    actions = parser.add_subparsers(
+        dest="action", metavar="ACTION", parser_class=_Parser, required=True
+    )
+
+    def action(name: str, help: str) -> argparse.ArgumentParser:
+        made = actions.add_parser(
+            name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False
+        )
+        add = made.add_argument
+        add("--config", metavar="FILE", help=f"settings file (default: {DEFAULT_CONFIG}, if there)")
+        return made
+
+    by_name = {
+        "init": action("init", "make the authority for the upstreams with intercept"),
+        "show": action("show", "show whom the authority speaks for, and until when"),
+        "export": action("export", "write the certificates that clients are to trust"),
+        "rotate": action("rotate", "put another authority in the place of the one that signs"),
+        "trust-help": action("trust-help", "say how programs come to trust it, and how to undo it"),
+    }
+    for name in ("init", "rotate"):
+        add = by_name[name].add_argument
+        add("--days", metavar="N", type=_days, default=90, help="how long it lives (90)")
+    group = by_name["rotate"].add_mutually_exclusive_group()
+    group.add_argument(
+        "--prepare", action="store_true", help="make the next one, which does not sign yet"
+    )
+    group.add_argument(
+        "--retire", action="store_true", help="the key was stolen: trust nothing that was before"
+    )
+    add = by_name["export"].add_argument
+    add("to", metavar="FILE", nargs="?", help="where to (stdout)")
+    group = by_name["export"].add_mutually_exclusive_group()
+    for form, help in (
+        ("with-system", "together with what the system trusts"),
+        ("java", "the same, as a truststore for Java"),
+        ("split", "each certificate in a file of its own; FILE is their folder"),
+        ("der", "the current certificate alone, and not as PEM"),
+    ):
+        group.add_argument(f"--{form}", dest="form", action="store_const", const=form, help=help)
+    add("--force", action="store_true", help="also over a file that says something else")
+    add = by_name["trust-help"].add_argument
+    add("client", metavar="CLIENT", nargs="?", choices=TRUST_HELP, help=", ".join(TRUST_HELP))
+    return {f"ca {name}": made for name, made in by_name.items()}
+
+
+TRUST_HELP = ("curl", "python", "node", "java", "go", "git", "system", "chromium", "firefox")
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -607,6 +687,12 @@ def _duration(text: str) -> str:
 def _count(text: str) -> int:
     if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= 100:
         raise argparse.ArgumentTypeError(f"must be from 1 to 100, not '{text}'")
+    return int(text)
+
+
+def _days(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= 397:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 397, not '{text}'")
     return int(text)
 
 

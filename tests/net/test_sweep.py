@@ -25,7 +25,7 @@ async def test_a_sweep_looks_at_some_clients_in_each_turn_of_the_loop() -> None:
     """Each client is looked at once in a sweep, SWEPT_AT_ONCE of them in one turn; who goes
     meanwhile is left alone."""
     loop, nobody = asyncio.get_running_loop(), Any
-    clients = Clients(nobody, nobody, loop, Settings(), lambda: None)  # type: ignore[arg-type]
+    clients = Clients(nobody, nobody, nobody, loop, Settings(), lambda: None)  # type: ignore[arg-type]
     some: list[Any] = [Client(clients, set()) for _ in range(3 * SWEPT_AT_ONCE + 1)]
     clients.open |= set(some)
     clients.sweep()

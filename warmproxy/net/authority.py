@@ -17,12 +17,11 @@ Whoever steals the key has a CA for the hosts and nothing else: see `_constraint
 """
 
 import datetime
-import fcntl
 import os
 import re
 import secrets
-import stat
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from pathlib import Path
 
 from warmproxy.errors import StartError
+from warmproxy.net import private
 from warmproxy.origin import normalise_host
 
 try:
@@ -37,6 +37,7 @@ try:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import pkcs12
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 except ImportError as error:
     raise StartError(
@@ -54,7 +55,9 @@ BACK_SECONDS = 3600.0
 """So much before now a certificate begins: clocks differ."""
 DAY = 86400.0
 NOWHERE = "warmproxy.invalid"
-"""What is permitted of a kind of name where nothing is to be: it exists nowhere (RFC 6761, 6.4)."""
+NOWHERE_4, NOWHERE_6 = "198.51.100.255", "2001:db8:ffff::ffff"
+"""What is permitted of a kind of name where nothing is to be: none of it exists (RFC 6761, 6.4;
+RFC 5737; RFC 3849)."""
 
 Address = IPv4Address | IPv6Address
 
@@ -69,6 +72,17 @@ class Leaf:
     """Seconds since the epoch."""
 
 
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A certificate for clients to trust."""
+
+    pem: bytes
+    fingerprint: str
+    """SHA-256, as tools write it: AB:CD:..."""
+    hosts: tuple[str, ...]
+    not_after: float
+
+
 class Authority:
     """What `load` found good."""
 
@@ -78,9 +92,9 @@ class Authority:
     not_after: float
     """Seconds since the epoch."""
     fingerprint: str
-    """SHA-256 of the root, as tools write it: AB:CD:..."""
+    """The root's."""
     certificate: bytes
-    """The root, PEM: what a client is to trust."""
+    """The root, PEM."""
 
     def __init__(
         self, key: ec.EllipticCurvePrivateKey, root: x509.Certificate, *signing: x509.Certificate
@@ -90,7 +104,7 @@ class Authority:
         self.hosts = frozenset(self._by_host)
         self.not_before = root.not_valid_before_utc.timestamp()
         self.not_after = root.not_valid_after_utc.timestamp()
-        self.fingerprint = fingerprint(root)
+        self.fingerprint = _fingerprint(root)
         self.certificate = _pem(root)
 
     @staticmethod
@@ -130,8 +144,8 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         begins = max(now - BACK_SECONDS, self.not_before)
         ends = min(now + LEAF_SECONDS, self.not_after)
-        # Without a subject, as the constraints want it; the alternative name is critical then
-        # (RFC 5280, 4.2.1.6).
+        # Without a subject, of which no name is ever too long; the alternative name is critical
+        # then (RFC 5280, 4.2.1.6).
         leaf = (
             _builder(x509.Name([]), issuer.subject, key, self._key, begins, ends)
             .add_extension(x509.SubjectAlternativeName([_general(host)]), critical=True)
@@ -144,30 +158,30 @@ class Authority:
 
 def create(folder: Path, hosts: Iterable[str], *, now: float, days: int) -> Authority:
     """Make an authority for these hosts where none is. Raises StartError."""
-    try:
+    with _errors(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartError(f"{folder}: {error.strerror}") from error
-    with _locked(folder):
+        private.check_folder(folder)
+    with _errors(folder), private.locked(folder):
         if os.path.lexists(folder / KEY):
             raise StartError(
-                f"there is a CA in {folder} already, and it stays; warmproxy ca rotate replaces it"
+                f"there is a CA in {folder} already, and it stays: warmproxy ca rotate replaces it"
             )
-        made, parts = _make(hosts, now, days)
-        _write(folder / TRUST, made.certificate, 0o644)
-        _write(folder / KEY, parts, 0o600)
+        made, file = _make(hosts, now, days)
+        private.write(folder / TRUST, made.certificate, 0o644)
+        private.write(folder / KEY, file, 0o600)
     return made
 
 
 def prepare(folder: Path, hosts: Iterable[str], *, now: float, days: int) -> Authority:
     """Make the successor, which clients may trust from now on; `rotate` puts it to use. One that
     was prepared before is dropped. Raises StartError."""
-    with _locked(folder):
-        current, dropped = _root_in(folder, KEY), _root_in(folder, NEXT, missing_ok=True)
-        made, parts = _make(hosts, now, days)
-        _write(folder / NEXT, parts, 0o600)
-        first = [root for root in (current, made.certificate) if root]
-        _write_trust(folder, first, _without(_trusted(folder), dropped), now)
+    with _errors(folder), private.locked(folder):
+        current = roots((folder / KEY).read_bytes())[:1]
+        dropped = prepared(folder)
+        made, file = _make(hosts, now, days)
+        earlier = [root for root in _trusted(folder) if root != dropped]
+        private.write(folder / NEXT, file, 0o600)
+        _write_trust(folder, [*current, *roots(file)[:1], *earlier], now)
     return made
 
 
@@ -176,82 +190,105 @@ def rotate(
 ) -> Authority:
     """Put the prepared successor to use, or a new one where none was prepared.
 
-    What signed until now stays in trust.pem until it expires, or, with `retire`, leaves it at once.
-    Wherever this fails, the folder holds a whole authority. Raises StartError.
+    What signed until now stays in trust.pem until it expires. With `retire`, which is for when the
+    key was stolen, it leaves at once, and so does what was prepared beside it. Wherever this fails,
+    the folder holds a whole authority. Raises StartError.
     """
-    hosts = tuple(hosts)
-    with _locked(folder):
-        _root_in(folder, KEY)
-        parts = b""
-        if os.path.lexists(folder / NEXT):
+    hosts = {normalise_host(host) for host in hosts}
+    with _errors(folder), private.locked(folder):
+        os.stat(folder / KEY)  # whatever it holds, there must be one to replace
+        is_prepared = not retire and os.path.lexists(folder / NEXT)
+        if is_prepared:
             made = _load(folder, NEXT, now)
-            if made.hosts != frozenset(map(normalise_host, hosts)):
+            if made.hosts != hosts:
                 raise StartError(
-                    f"what was prepared is for {', '.join(sorted(made.hosts))}, which is not what "
-                    "is intercepted now: warmproxy ca rotate --prepare, then let clients learn it"
+                    f"what was prepared is for {', '.join(sorted(made.hosts))}, and that is not "
+                    "what is intercepted now: warmproxy ca rotate --prepare makes another one"
                 )
         else:
-            made, parts = _make(hosts, now, days)
-        # known before it signs, and what signed until now for as long as it may
-        _write_trust(folder, [made.certificate], _trusted(folder), now)
-        if parts:
-            _write(folder / KEY, parts, 0o600)
+            made, file = _make(hosts, now, days)
+        # known before it signs; what signed until now is known for as long as it may be met
+        [root] = roots(made.certificate)
+        _write_trust(folder, [root, *_trusted(folder)], now)
+        if is_prepared:
+            private.rename(folder / NEXT, folder / KEY)
         else:
-            _replace(folder / NEXT, folder / KEY)
+            private.write(folder / KEY, file, 0o600)
         if retire:
-            _write_trust(folder, [made.certificate], [], now)
+            (folder / NEXT).unlink(missing_ok=True)
+            _write_trust(folder, [root], now)
     return made
 
 
 def trusted(folder: Path) -> bytes:
     """trust.pem: what clients are to trust. Raises StartError."""
-    try:
+    with _errors(folder):
         return (folder / TRUST).read_bytes()
-    except FileNotFoundError:
-        raise _no_ca(folder) from None
-    except OSError as error:
-        raise StartError(f"{folder / TRUST}: {error.strerror}") from error
 
 
-def fingerprint(certificate: x509.Certificate) -> str:
-    """SHA-256, AB:CD:..."""
-    return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
+def prepared(folder: Path) -> Root | None:
+    """The root of the successor, if there is one. Raises StartError."""
+    if not os.path.lexists(folder / NEXT):
+        return None
+    with _errors(folder):
+        return next(iter(roots((folder / NEXT).read_bytes())), None)
+
+
+def roots(bundle: bytes) -> list[Root]:
+    """What a file of certificates holds, in order."""
+    found = []
+    for certificate in _certificates(bundle):
+        try:
+            hosts = tuple(_permitted(certificate))
+        except ValueError:
+            hosts = ()
+        ends = certificate.not_valid_after_utc.timestamp()
+        found.append(Root(_pem(certificate), _fingerprint(certificate), hosts, ends))
+    return found
+
+
+def java_truststore(bundle: bytes) -> bytes:
+    """The certificates of a bundle, as Java wants them: PKCS #12, without a password."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a system trusts is not ours to judge
+        entries = [
+            pkcs12.PKCS12Certificate(certificate, str(number).encode())
+            for number, certificate in enumerate(_certificates(bundle))
+        ]
+    return pkcs12.serialize_java_truststore(entries, serialization.NoEncryption())
 
 
 # ── what it may speak for ────────────────────────────────────────────────────────────────────
 
 
 def _constraints(hosts: Sequence[str]) -> x509.NameConstraints:
-    """For these hosts, none of which is below another, and no other name of any kind.
+    """For these hosts and no other name.
 
-    A permitted DNS name admits what is below it too (RFC 5280, 4.2.1.10), so that is excluded; a
-    kind of which nothing is said is free, so each kind is said something of. Without a subject
-    there is no common name that a client could take for the host's.
+    A permitted DNS name admits what is below it too (RFC 5280, 4.2.1.10), so that is excluded,
+    unless another of the hosts is there. A kind of name of which nothing is said is free, so
+    something is said of each kind that a server can be known by; not of subjects, since then Go
+    refuses all.
     """
-    return _subtrees(hosts, hosts, [x509.DirectoryName(x509.Name([]))])
-
-
-def _of_root(hosts: Sequence[str]) -> x509.NameConstraints:
-    """As close as one certificate can be for all hosts: what is below a host may be another one.
-    The names of the signing certificates are subjects."""
-    childless = [host for host in hosts if not any(_is_below(other, host) for other in hosts)]
-    return _subtrees(hosts, childless, [])
-
-
-def _subtrees(
-    hosts: Sequence[str], childless: Sequence[str], excluded: list[x509.GeneralName]
-) -> x509.NameConstraints:
-    names = [host for host in hosts if _address(host) is None]
+    names = [host for host in hosts if _address(host) is None] or [NOWHERE]
     addresses = [address for host in hosts if (address := _address(host))]
-    permitted: list[x509.GeneralName] = [x509.DNSName(name) for name in names or [NOWHERE]]
+    if addresses:
+        # GnuTLS takes each version for a kind of its own; Java fails where it has to compare an
+        # address of version 4 with a constraint of version 6, so that is never reached.
+        versions = {address.version for address in addresses}
+        addresses += [ip_address(NOWHERE_4)] if 4 not in versions else []
+        addresses += [ip_address(NOWHERE_6)] if 6 not in versions else []
+        addresses.sort(key=lambda address: address.version)
+    permitted: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
     permitted += [x509.IPAddress(ip_network(address)) for address in addresses]
     permitted += [x509.RFC822Name(NOWHERE), x509.UniformResourceIdentifier(NOWHERE)]
-    below = [name for name in names or [NOWHERE] if name in (*childless, NOWHERE)]
-    excluded = [*(x509.DNSName(f".{name}") for name in below), *excluded]
-    if not any(address.version == 4 for address in addresses):
-        excluded.append(x509.IPAddress(IPv4Network("0.0.0.0/0")))
-    if not any(address.version == 6 for address in addresses):
-        excluded.append(x509.IPAddress(IPv6Network("::/0")))
+    excluded: list[x509.GeneralName] = [
+        x509.DNSName(f".{name}")
+        for name in names
+        if not any(_is_below(other, name) for other in names)
+    ]
+    if not addresses:
+        everywhere = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+        excluded += [x509.IPAddress(network) for network in everywhere]
     return x509.NameConstraints(permitted, excluded)
 
 
@@ -263,13 +300,13 @@ def _permitted(certificate: x509.Certificate) -> list[str]:
         raise ValueError("has no name constraints") from None
     hosts = []
     for name in said.value.permitted_subtrees or ():
-        if isinstance(name, x509.DNSName) and name.value != NOWHERE:
+        if isinstance(name, x509.DNSName):
             hosts.append(name.value)
         elif isinstance(name, x509.IPAddress):
             network = name.value
             assert isinstance(network, IPv4Network | IPv6Network)
             hosts.append(str(network.network_address))
-    return hosts
+    return [host for host in hosts if host not in (NOWHERE, NOWHERE_4, NOWHERE_6)]
 
 
 def _layers(hosts: Iterable[str]) -> list[list[str]]:
@@ -310,8 +347,9 @@ def _make(hosts: Iterable[str], now: float, days: int) -> tuple[Authority, bytes
     once = ec.generate_private_key(ec.SECP256R1())  # gone when this returns
     key = ec.generate_private_key(ec.SECP256R1())
     name = f"warmproxy CA {_utc(now):%Y-%m-%d} {secrets.token_hex(4)}"
-    everything = _of_root([host for layer in layers for host in layer])
-    root = _authority(_name(name), _name(name), once, once, begins, ends, everything, 1)
+    everything = [host for layer in layers for host in layer]
+    constraints = _constraints(everything)
+    root = _authority(_name(name), _name(name), once, once, begins, ends, constraints, 1)
     signing = [
         _authority(
             _name(f"{name} signing {number}"),
@@ -378,8 +416,11 @@ def _builder(
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(by.public_key()), critical=False
         )
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(_TLS, critical=False)
     )
+
+
+_TLS = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
 
 
 def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False) -> x509.KeyUsage:
@@ -417,16 +458,17 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def _load(folder: Path, name: str, now: float) -> Authority:
     path = folder / name
-    text = _read_private(folder, path)
+    with _errors(folder):
+        text = private.read(path)
     again = " --prepare" if name == NEXT else ""
     remedy = f": make another one with warmproxy ca rotate{again}"
     try:
         key = serialization.load_pem_private_key(text, None)
         root, *signing = x509.load_pem_x509_certificates(text)
     except (ValueError, TypeError):  # TypeError: it is encrypted
-        raise StartError(f"{path} is no key with its certificates{remedy}") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not signing:
-        raise StartError(f"{path} was not made by warmproxy{remedy}")
+        signing = []
+    if not signing or not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise StartError(f"{path} is no key of ours with its certificates{remedy}")
     if (why := _why_not(key, root, signing)) is not None:
         raise StartError(f"{path}: {why}{remedy}")
     found = Authority(key, root, *signing)
@@ -456,137 +498,54 @@ def _why_not(
             hosts = _permitted(certificate)
         except (ValueError, KeyError, TypeError, InvalidSignature):
             return "its certificates are no CA with name constraints"
-        expected = _of_root(hosts) if depth else _constraints(hosts)
         if not (basic.critical and basic.value == x509.BasicConstraints(True, depth)):
-            return "its certificates are no CA that signs servers only"
-        if not (names.critical and names.value == expected):
+            return "its certificates may sign other CAs"
+        if x509.ExtendedKeyUsage.oid not in said or said[x509.ExtendedKeyUsage.oid].value != _TLS:
+            return "its certificates may sign for more than TLS servers"
+        if not (names.critical and names.value == _constraints(hosts)):
             return "its name constraints are not those for exactly its hosts"
         if depth == 0 and certificate.public_key() != key.public_key():
             return "its key and its certificates do not belong together"
     return None
 
 
-def _read_private(folder: Path, path: Path) -> bytes:
-    """A file that nobody else can read or put there. Raises StartError."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            of_file, of_folder = os.fstat(fd), os.stat(folder)
-            text = file.read(2**20)
-    except FileNotFoundError:
-        raise _no_ca(folder) from None
-    except OSError as error:
-        raise StartError(f"{path}: {error.strerror}") from error
-    for place, found, forbidden, mode in (
-        (folder, of_folder, 0o022, "700"),
-        (path, of_file, 0o077, "600"),
-    ):
-        if found.st_uid not in (os.geteuid(), 0):
-            raise StartError(f"{place} belongs to another user, who could have put any key there")
-        if stat.S_IMODE(found.st_mode) & forbidden:
-            can = "write to" if place is folder else "read"
-            raise StartError(f"others can {can} {place}: chmod {mode} {place}, then rotate the CA")
-    return text
-
-
-def _no_ca(folder: Path) -> StartError:
-    return StartError(f"no CA in {folder}: make one with warmproxy ca init")
-
-
-def _root_in(folder: Path, name: str, *, missing_ok: bool = False) -> bytes:
-    """The root of a file that may be anything, PEM; empty where it has none."""
-    try:
-        text = (folder / name).read_bytes()
-    except FileNotFoundError:
-        if missing_ok:
-            return b""
-        raise _no_ca(folder) from None
-    except OSError as error:
-        raise StartError(f"{folder / name}: {error.strerror}") from error
-    return next(iter(_split(text)), b"")
-
-
 # ── the folder ───────────────────────────────────────────────────────────────────────────────
 
 
-def _trusted(folder: Path) -> list[bytes]:
+@contextmanager
+def _errors(folder: Path) -> Iterator[None]:
+    """What is to be said of an OSError."""
     try:
-        return _split((folder / TRUST).read_bytes())
+        yield
+    except FileNotFoundError:
+        raise StartError(f"no CA in {folder}: make one with warmproxy ca init") from None
+    except OSError as error:
+        raise StartError(f"{error.filename or folder}: {error.strerror}") from error
+
+
+def _trusted(folder: Path) -> list[Root]:
+    try:
+        return roots((folder / TRUST).read_bytes())
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise StartError(f"{folder / TRUST}: {error.strerror}") from error
 
 
-def _split(text: bytes) -> list[bytes]:
-    """Each certificate of a bundle, PEM, as we write it; what is none is left out."""
-    found = []
+def _write_trust(folder: Path, trusted: Iterable[Root], now: float) -> None:
+    """Each once, without those that have expired."""
+    bundle = [root.pem for root in dict.fromkeys(trusted) if root.not_after > now]
+    private.write(folder / TRUST, b"".join(bundle), 0o644)
+
+
+def _certificates(text: bytes) -> Iterator[x509.Certificate]:
+    """What is none is left out: a system's bundle holds what it holds."""
     for block in re.findall(
-        rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.S
+        rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.DOTALL
     ):
         try:
-            found.append(_pem(x509.load_pem_x509_certificate(block)))
+            yield x509.load_pem_x509_certificate(block)
         except ValueError:
             continue
-    return found
 
 
-def _without(certificates: Sequence[bytes], dropped: bytes) -> list[bytes]:
-    return [certificate for certificate in certificates if certificate != dropped]
-
-
-def _write_trust(
-    folder: Path, first: Sequence[bytes], earlier: Iterable[bytes], now: float
-) -> None:
-    """`first`, then the earlier ones that have not expired."""
-    bundle = dict.fromkeys(first)
-    for pem in earlier:
-        if x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp() > now:
-            bundle[pem] = None
-    _write(folder / TRUST, b"".join(bundle), 0o644)
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    """Whole or not at all, and with this mode from the first moment on. Raises StartError."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-        try:
-            with open(fd, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(fd)
-        except BaseException:
-            os.unlink(new)
-            raise
-    except OSError as error:
-        raise StartError(f"{path}: {error.strerror}") from error
-    _replace(new, path)
-
-
-def _replace(new: Path, path: Path) -> None:
-    try:
-        os.replace(new, path)
-        fd = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise StartError(f"{path}: {error.strerror}") from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One command at a time. Raises StartError where the folder is not there."""
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        raise _no_ca(folder) from None
-    except OSError as error:
-        raise StartError(f"{folder}: {error.strerror}") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
+def _fingerprint(certificate: x509.Certificate) -> str:
+    return certificate.fingerprint(hashes.SHA256()).hex(":").upper()

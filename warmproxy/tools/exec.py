@@ -10,8 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
@@ -25,21 +26,30 @@ FROM_KEYS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 """What a terminal sends to all of its foreground processes, the command included."""
 
 
-def execute(command: Sequence[str], *, daemon_args: Sequence[str], wait: float) -> int:
+def execute(
+    command: Sequence[str], *, daemon_args: Sequence[str], wait: float, ca: Path | None
+) -> int:
     """Run `command` with a daemon of its own; `daemon_args` are flags of `warmproxy run`.
 
-    The command starts when the pools are warm, or `wait` seconds are over. The daemon is gone
-    when this returns. Returns the exit status. Raises StartError.
+    The command starts when the pools are warm, or `wait` seconds are over, and trusts the authority
+    in the folder `ca`. The daemon is gone when this returns. Returns the exit status. Raises
+    StartError.
     """
     with ExitStack() as stack:
         relay = stack.enter_context(_Relay())
+        trust = stack.enter_context(_trusting(ca))
         daemon = stack.enter_context(Daemon(daemon_args, os.environ))
         _say_cold(daemon.wait_ready(wait, lambda: relay.pending))
-        return relay.run(command, daemon.url)
+        return relay.run(command, daemon.url, trust)
 
 
 def execute_with(
-    command: Sequence[str], *, proxy: str, admin: tuple[str, int] | None, wait: float
+    command: Sequence[str],
+    *,
+    proxy: str,
+    admin: tuple[str, int] | None,
+    wait: float,
+    ca: Path | None,
 ) -> int:
     """Run `command` with the daemon that runs already at the URL `proxy`, which stays.
 
@@ -48,13 +58,25 @@ def execute_with(
     """
     if not is_warmproxy(proxy):
         raise StartError(f"nothing that is warmproxy answers at {proxy}")
-    with _Relay() as relay:
+    with _Relay() as relay, _trusting(ca) as trust:
         if admin is not None:
             try:
                 _say_cold(wait_ready(admin, wait, lambda: relay.pending))
             except OSError:
                 pass
-        return relay.run(command, proxy)
+        return relay.run(command, proxy, trust)
+
+
+@contextmanager
+def _trusting(ca: Path | None) -> Iterator[Mapping[str, str]]:
+    """The variables with which a command trusts an authority, where there is one."""
+    if ca is None:
+        yield {}
+        return
+    from warmproxy.tools.trust import environment
+
+    with environment(ca, os.environ) as found:
+        yield found
 
 
 def is_warmproxy(proxy: str) -> bool:
@@ -105,12 +127,12 @@ class _Relay:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def run(self, command: Sequence[str], proxy: str) -> int:
+    def run(self, command: Sequence[str], proxy: str, trust: Mapping[str, str]) -> int:
         """The command's exit status, as a shell would give it."""
         ends = [number for number in self.pending if number in ENDING]
         if ends:
             return 128 + ends[0]
-        environ = {**os.environ, **variables(proxy, os.environ)}
+        environ = {**os.environ, **variables(proxy, os.environ), **trust}
         try:
             process = subprocess.Popen(command, env=environ)
         except FileNotFoundError:
