@@ -1,7 +1,7 @@
 """How one process takes the listeners over from another: a private socket, two lines each way.
 
     new -> old   {"protocol": 1, "version": "0.9.0", "asks": "sockets"}
-    old -> new   {"protocol": 1, "version": "0.1.0", "pid": 7, "sockets": [["127.0.0.1", 3128, ""]],
+    old -> new   {"protocol": 1, "version": "0.9.0", "pid": 7, "sockets": [["127.0.0.1", 3128, ""]],
                   "passed": {...}, "limits": {...}}       and the sockets themselves (SCM_RIGHTS)
                  the new one warms its pools, and accepts
     new -> old   {"ready": true}
