@@ -291,8 +291,8 @@ def test_tunnel_over_a_close_that_the_loop_has_not_seen(warmproxy, origin) -> No
 
 
 def test_an_origin_that_is_down_is_dialled_seldom_and_logged_once(warmproxy, origin) -> None:
-    """While an origin refuses, dials back off and one line tells of it, and in the end of how many
-    there were; when it is back the pool is warm again, and requests in between get a 502 at once."""
+    """While an origin refuses, dials back off and one line tells of it, and in the end of how many;
+    when it is back the pool is warm again, and requests in between get a 502 at once."""
     web = origin()
     upstream = {"url": web.url, "warm": 4, "backoff_max": 1.0}
     proxy = warmproxy(config={"upstream": [upstream]})
