@@ -278,7 +278,9 @@ def _peer(sock: socket.socket) -> tuple[int, int]:
 
 def _listen(path: str) -> socket.socket:
     """A listening socket at `path`, for its owner alone. Raises OSError, also where somebody
-    listens there."""
+    listens there, or the system does not say who it is that asks."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        raise OSError("only Linux says who asks there")
     place = Path(path)
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with socket.socket(socket.AF_UNIX) as probe:
