@@ -55,16 +55,38 @@ def test_there_are_enough_bad_configs_and_each_has_its_text() -> None:
 
 @pytest.mark.parametrize("name", sorted(path.name for path in BAD.glob("*.toml")))
 def test_a_bad_config_is_told_in_full(name: str) -> None:
-    done = warmproxy("check", "--config", name, cwd=BAD)
-    assert done.stderr == (BAD / name).with_suffix(".txt").read_text(encoding="utf-8")
-    assert (done.returncode, done.stdout) == (2, "")
-
-
-def test_run_and_check_have_the_same_verdict() -> None:
-    for name in ("unknown_key.toml", "syntax.toml"):
-        expected = (BAD / name).with_suffix(".txt").read_text(encoding="utf-8")
-        done = warmproxy("run", "--config", name, cwd=BAD)
+    """By `check` and by `run` alike: each problem with its line, exit status 2, and no more."""
+    expected = (BAD / name).with_suffix(".txt").read_text(encoding="utf-8")
+    assert re.fullmatch(
+        rf"(?:{name}:\d+: .+\n)+warmproxy: \d+ problems? in the settings\n", expected
+    )
+    for command in ("check", "run"):
+        done = warmproxy(command, "--config", name, cwd=BAD)
         assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+
+
+@pytest.mark.parametrize(
+    ("line", "content", "said"),
+    [
+        ('credentials_file = "given"', "ann\n", "given:1: not of the form user:password"),
+        ('credentials_file = "given"', "# nobody\n", "credentials_file given holds no user:pass"),
+        ('defaults.ca_file = "given"', "junk", "ca_file given: no PEM that can be used: "),
+        ('defaults.crl_file = "given"', "junk", "crl_file given: no PEM that can be used: "),
+        ('upstream = [{url = "https://h", client_cert = "given"}]', "junk", "client_cert given: "),
+    ],
+)
+def test_a_file_of_no_use_stops_check_and_run_alike(
+    line: str, content: str, said: str, tmp_path: Path
+) -> None:
+    """In one line each, which is the same."""
+    (tmp_path / "w.toml").write_text(line + "\n")
+    (tmp_path / "given").write_text(content)
+    done = [warmproxy(command, "--config", "w.toml", cwd=tmp_path) for command in ("check", "run")]
+    assert done[0].stderr == done[1].stderr
+    assert done[0].stderr.startswith(f"warmproxy: {said}")
+    assert [(each.returncode, each.stdout, each.stderr.count("\n")) for each in done] == [
+        (1, "", 1)
+    ] * 2
 
 
 def test_check_shows_what_holds_and_where_it_is_from(tmp_path: Path) -> None:

@@ -66,4 +66,4 @@ sockets, and dials -> all is warm: it accepts, and says so -> the old one stops 
 whoever is connected once more, and leaves.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.9.0"

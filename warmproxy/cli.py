@@ -66,6 +66,7 @@ def _command(argv: Sequence[str]) -> int:
             return _run(args)
         case "check":
             loaded = _load(args, _missing)
+            _prove(loaded.settings)
             print(_listing(loaded, _config_path(args)), end="")
             return 0
         case "status":
@@ -251,13 +252,15 @@ def _missing(loaded: Loaded) -> Iterator[str]:
     if settings.processes > 1 and not sys.platform.startswith("linux"):
         source, count = loaded.sources["processes"], settings.processes
         yield f"{source}: 'processes' {count}: only Linux spreads connections over several"
-    path = settings.credentials_file
-    if path:
-        try:
-            open(path, "rb").close()
-        except OSError as error:
-            source = loaded.sources["credentials_file"]
-            yield f"{source}: 'credentials_file' {toml_value(path)}: {error.strerror}"
+    wanted: dict[tuple[str, str, str], None] = {}
+    for key, source in loaded.sources.items():
+        name = key.rpartition(".")[2]
+        if name in _OF_THE_MACHINE and source != "default" and (value := _at(settings, key)):
+            wanted[source, name, str(value)] = None
+    for source, name, value in sorted(wanted, key=_line_of):
+        why = why_not(value) if name == "source_address" else _unreadable(value)
+        if why is not None:
+            yield f"{source}: '{name}' {toml_value(value)}: {why}"
     if settings.intercepted_hosts:
         try:
             from warmproxy.net.authority import Authority
@@ -266,16 +269,36 @@ def _missing(loaded: Loaded) -> Iterator[str]:
         except StartError as error:
             first = next(i for i, upstream in enumerate(settings.upstream) if upstream.intercept)
             yield f"{loaded.sources[f'upstream[{first}].intercept']}: 'intercept': {error}"
-    tables = {"defaults": settings.defaults}
-    tables |= {f"upstream[{i}]": upstream for i, upstream in enumerate(settings.upstream)}
-    wanted = {
-        (loaded.sources[f"{name}.source_address"], table.source_address): None
-        for name, table in tables.items()
-        if table.source_address
-    }
-    for source, address in wanted:
-        if (why := why_not(address)) is not None:
-            yield f"{source}: 'source_address' {toml_value(address)}: {why}"
+
+
+_OF_THE_MACHINE = frozenset(
+    ("credentials_file", "ca_file", "crl_file", "client_cert", "client_key", "source_address")
+)
+"""What settings name that must be there."""
+
+
+def _line_of(wanted: tuple[str, str, str]) -> int:
+    """The line in the file, where it was given there."""
+    line = wanted[0].rpartition(":")[2]
+    return int(line) if line.isdecimal() else sys.maxsize
+
+
+def _unreadable(path: str) -> str | None:
+    """Why a file cannot be read, if so."""
+    try:
+        open(path, "rb").close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _prove(settings: Settings) -> None:
+    """Raise StartError where `run` would, because of what is in the files that settings name."""
+    from warmproxy import log
+    from warmproxy.wiring import prepare
+
+    log.setup(settings.log_format, sys.stderr)
+    prepare(settings)
 
 
 def _admin(args: argparse.Namespace) -> tuple[str, int]:

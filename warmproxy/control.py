@@ -1,7 +1,7 @@
 """How one process takes the listeners over from another: a private socket, two lines each way.
 
     new -> old   {"protocol": 1, "version": "0.9.0", "asks": "sockets"}
-    old -> new   {"protocol": 1, "version": "0.1.0", "pid": 7, "sockets": [["127.0.0.1", 3128, ""]],
+    old -> new   {"protocol": 1, "version": "0.9.0", "pid": 7, "sockets": [["127.0.0.1", 3128, ""]],
                   "passed": {...}, "limits": {...}}       and the sockets themselves (SCM_RIGHTS)
                  the new one warms its pools, and accepts
     new -> old   {"ready": true}
@@ -278,7 +278,9 @@ def _peer(sock: socket.socket) -> tuple[int, int]:
 
 def _listen(path: str) -> socket.socket:
     """A listening socket at `path`, for its owner alone. Raises OSError, also where somebody
-    listens there."""
+    listens there, or the system does not say who it is that asks."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        raise OSError("only Linux says who asks there")
     place = Path(path)
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with socket.socket(socket.AF_UNIX) as probe:

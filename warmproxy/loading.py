@@ -335,18 +335,18 @@ class _Loader:
         listen = self.each("listen")
         if not listen:
             self.about("listen", self.value("listen")[1], "names no address")
-        listen = listen + self.gateway_addresses()
+        gateways = self.gateway_addresses()
         guards = ("allow_clients", "credentials_file")
         guarded = not self.sound(*guards) or any(self.value(guard)[0] for guard in guards)
         places: dict[tuple[str, int], _Place] = {}
-        for text, place in listen:
+        for text, place in (*listen, *gateways):
             address = self.address_of("listen", text, place)
             if address is None:
                 continue
             if address in places and address[1] != 0:
                 self.about("listen", place, f"{shown(text)} is given twice")
             places[address] = place
-            if not guarded and not is_loopback(address[0]):
+            if not guarded and (text, place) not in gateways and not is_loopback(address[0]):
                 self.about("listen", place, _open_proxy(text))
                 guarded = True  # it need not be said for each of them
         admin, place = self.value("admin")
@@ -408,6 +408,17 @@ class _Loader:
                 self.judge(f"upstream[{index}].warm_at[{i}].at", Cron)
                 self.judge(f"upstream[{index}].warm_at[{i}].for", duration)
 
+    def check_secure(self) -> None:
+        """What is about TLS means something for https urls only, and a key with its certificate."""
+        for i, origin in self.origins.items():
+            for name in _FOR_TLS:
+                key = _key("upstream", i, name)
+                if origin.scheme == "http" and self.values.get(key):
+                    self.about(key, self.places[key], "is for https:// urls")
+            key = _key("upstream", i, "client_key")
+            if self.values.get(key) and not self.value(_key("upstream", i, "client_cert"))[0]:
+                self.about(key, self.places[key], "is for 'client_cert', which is not given")
+
     def judge(self, key: str, check: Callable[[Any], object]) -> None:
         """Say what `check` raises about the value, if it was given and is of the right type."""
         if key in self.values:
@@ -447,14 +458,12 @@ class _Loader:
                 self.about(key, place, f"{what} are raw, for tunnels; set 'tls', or 'upgrade'")
 
     def check_intercepts(self) -> None:
-        """Only where TLS is spoken, by somebody who is who he says."""
-        for i, origin in self.origins.items():
+        """Only what is verified: our certificate says that it is."""
+        for i in self.origins:
             key, verify = f"upstream[{i}].intercept", f"upstream[{i}].verify"
             if not self.sound(key, verify) or not self.value(key)[0]:
                 continue
             place = self.value(key)[1]
-            if origin.scheme == "http":
-                self.about(key, place, f"is for https urls, and {_name(origin)} is http")
             if not self.value(verify)[0]:
                 what = "and 'verify' false: clients would trust a certificate that nobody verified"
                 self.about(key, place, f"{what}; for a private authority set 'ca_file'")
@@ -553,6 +562,7 @@ class _Loader:
         self.check_networks()
         self.check_windows()
         self.check_sources()
+        self.check_secure()
         self.check_primes()
         self.check_intercepts()
         self.check_counts()
@@ -599,6 +609,7 @@ class _Loader:
 
 _A_WINDOW = '{ at = "55 8 * * mon-fri", count = 20, for = "15m" }'
 _FLAGS = {"allow_clients": "allow_client"}  # the flag is repeated, so it names one
+_FOR_TLS = ("tls", "tls_total", "upgrade", "upgrade_remote", "client_cert", "intercept")
 _NOT_SETTINGS = frozenset({f"{SETTINGS_ENV_PREFIX}CONFIG"})
 # Kubernetes puts these into every pod once a Service is called "warmproxy": not meant for us, and
 # no reason to refuse to start.

@@ -155,6 +155,8 @@ def read_toml(text: str) -> tuple[dict[str, Any], dict[Path, int]]:
 
 # how tomllib's messages about a bare word begin
 _UNQUOTED = "Invalid value|Expected newline or end of document after a statement"
+# and those about a key, and a table, that was there before
+_TWICE = r"Cannot overwrite a value|Cannot declare \((.*)\) twice"
 
 
 def _bad(text: str, message: str) -> BadToml:
@@ -163,6 +165,9 @@ def _bad(text: str, message: str) -> BadToml:
     if found is None:
         return BadToml(1, "holds a number that is too large")
     what = f"not valid TOML: {found[1][:1].lower()}{' '.join(found[1][1:].split())}"
+    if twice := re.fullmatch(_TWICE, found[1]):
+        table = ".".join(re.findall(r"'(.*?)'", twice[1] or ""))
+        what = f"{f'[{table}]' if table else 'this key'} is there already, further up"
     if re.match(_UNQUOTED, found[1]):
         what += "; does a string lack its quotes?"
     if found[2] is None:

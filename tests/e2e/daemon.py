@@ -125,10 +125,15 @@ class Warmproxy(Process):
         self.signal(signal.SIGHUP)
         return self.until(lambda: self.events("reloaded", "reload_failed")[before:])[0]
 
-    def events(self, *names: str) -> list[dict[str, Any]]:
-        """The log's lines of these events, as far as they are whole."""
+    def events(self, *names: str, origin: str | None = None) -> list[dict[str, Any]]:
+        """The log's lines of these events (without names: of all), or those of them that are about
+        an origin; as far as they are whole."""
         lines = [line for line in self.log().splitlines() if line[:1] == "{" and line[-1:] == "}"]
-        return [said for line in lines if (said := json.loads(line))["event"] in names]
+        return [
+            said
+            for said in map(json.loads, lines)
+            if (said["event"] in names or not names) and (origin in (None, said.get("origin")))
+        ]
 
     # -- the admin listener
 

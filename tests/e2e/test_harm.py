@@ -167,7 +167,8 @@ def test_a_server_that_waits_for_a_handshake_before_it_accepts_more(
     """One raw connection without a handshake stops such a server altogether: it is found out by
     what a tunnel, or a request that needs TLS, waits for."""
     url = f"https://127.0.0.1:{python_https}"
-    upstream = {"url": url, "warm": 2, "ca_file": str(authority.file)}
+    # how long it waits is judged here, and not ended by the time for a handshake
+    upstream = {"url": url, "warm": 2, "ca_file": str(authority.file), "dial_timeout": 20}
     proxy = warmproxy(config={"upstream": [upstream]})
     slow = []
 

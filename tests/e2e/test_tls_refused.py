@@ -7,6 +7,7 @@ with TLS or with something else.
 import contextlib
 import http.client
 import json
+import re
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -250,7 +251,7 @@ def test_a_warm_tcp_connection_gets_no_request_either(warmproxy, origin, pki) ->
 
 @pytest.mark.parametrize("setting", ["ca_file", "client_cert", "client_key"])
 def test_a_file_that_is_missing(warmproxy, pki, setting) -> None:
-    """The daemon does not start: exit code 1, one line that names setting and file."""
+    """The daemon does not start: exit code 2, one line that names setting, file and place."""
     file = pki.folder / "missing.pem"
     settings = {setting: str(file)}
     if setting == "client_key":
@@ -261,9 +262,10 @@ def test_a_file_that_is_missing(warmproxy, pki, setting) -> None:
         ready=False,
         config={"upstream": [{"url": "https://localhost", "warm": 0, **settings}]},
     )
-    assert proxy.exit_code() == 1
-    (line,) = proxy.log().splitlines()
-    assert f"{setting} {file}: No such file" in line
+    assert proxy.exit_code() == 2
+    line, count = proxy.log().splitlines()
+    assert re.fullmatch(rf"{proxy.file}:\d+: '{setting}' \"{file}\": No such file .*", line)
+    assert count == "warmproxy: 1 problem in the settings"
 
 
 # -- verify = false ---------------------------------------------------------------------------
