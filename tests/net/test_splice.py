@@ -3,6 +3,7 @@ and a splice(2) that refuses where a system would."""
 
 import asyncio
 import errno
+import gc
 import os
 import socket
 import struct
@@ -18,8 +19,8 @@ import uvloop
 from tests.e2e.harness import until_still
 from tests.e2e.origins import pattern, pattern_crc
 from warmproxy.net import splice
-from warmproxy.net.splice import Pipe, Pipes
-from warmproxy.net.tunnel import Tunnel
+from warmproxy.net.splice import Mover, Pipe, Pipes
+from warmproxy.net.tunnel import Tunnel, _Side
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="splice(2) is Linux's")
 MIB = 1 << 20
@@ -130,6 +131,24 @@ def test_bytes_go_through_a_pipe(run, spliced, pipes) -> None:
         assert not pipes._empty
 
     run(main())
+
+
+def test_a_tunnel_leaves_nothing_to_the_garbage_collector(run) -> None:
+    """What points in a circle would stay for hours: the service has next to no full collections."""
+    kinds = (Tunnel, _Side, Mover)
+
+    async def main() -> None:
+        async with joined() as pair:
+            await both_ways(pair)
+            assert sum(type(thing) in kinds for thing in gc.get_objects()) == 5
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(main())
+        assert not [thing for thing in gc.get_objects() if type(thing) in kinds]
+    finally:
+        gc.enable()
 
 
 def test_small_messages_are_just_written(run, spliced) -> None:

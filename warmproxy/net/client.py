@@ -536,6 +536,7 @@ class ClientConnection(Guest):
         lease.connection.broken |= tunnel.timed_out
         self._clients.gone(self, self._exchange.client_address)
         self._clients.tunnels -= 1
+        self._tunnel = None
         self._release(Release(reusable=False))
 
     def _close(self, how: Close) -> None:

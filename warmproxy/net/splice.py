@@ -247,7 +247,9 @@ class Mover(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.flush()
-        self._owner.connection_lost(exc or self._error)
+        owner = self._owner
+        del self._owner, self._moved  # they lead back here, and are to go without the collector
+        owner.connection_lost(exc or self._error)
 
     def pause_writing(self) -> None:
         self._owner.pause_writing()

@@ -2,6 +2,7 @@
 
 import os
 import ssl
+import sys
 import time
 from typing import Any
 
@@ -10,8 +11,12 @@ from warmproxy.settings import TlsProfile
 
 _MINIMUM = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
-REMEMBER_EVERY = 1.0
-"""Seconds between two looks for a session."""
+LOSES_SESSIONS = sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1)
+"""Whether Python keeps 7 KB for good each time that a session is read (CPython's issue 116810):
+once a second from one origin are 24 MB an hour."""
+
+REMEMBER_EVERY = 60.0 if LOSES_SESSIONS else 1.0
+"""Seconds between two looks for a session: of one name, or of all where a look costs memory."""
 
 SESSIONS = 1000
 """Sessions remembered for resumption, one per server name."""
@@ -46,17 +51,19 @@ class Context:
         """Keep the session of a connection that has been in use: by then its tickets are there.
 
         Once a second is enough for the dials beyond the pool, and to read a session takes 0.13 ms
-        (measured): at each release it made a burst of 50 wait 0.13 round trips of 40 ms.
+        (measured): at each release it made a burst of 50 wait 0.13 round trips of 40 ms. Where it
+        costs memory as well, it is for names whose session is not taken (any more).
         """
-        if tls is None:
+        if tls is None or (LOSES_SESSIONS and tls.session_reused):
             return
         now, name = time.monotonic(), str(tls.server_hostname)
-        if now - self._looked_at.get(name, -REMEMBER_EVERY) < REMEMBER_EVERY:
+        turn = "" if LOSES_SESSIONS else name
+        if now - self._looked_at.get(turn, -REMEMBER_EVERY) < REMEMBER_EVERY:
             return
-        if len(self._looked_at) >= SESSIONS:
+        if max(len(self._looked_at), len(self._sessions)) >= SESSIONS:
             self._looked_at.clear()
             self._sessions.clear()
-        self._looked_at[name] = now
+        self._looked_at[turn] = now
         if (session := tls.session) is None or not session.has_ticket:
             return
         self._sessions[name] = session

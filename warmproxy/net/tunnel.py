@@ -89,6 +89,8 @@ class Tunnel:
     def side_lost(self) -> None:
         if self._client.lost and self._upstream.lost:
             self._on_end(self)
+            for side in (self._client, self._upstream):
+                side.forget()
 
 
 class _Side(asyncio.Protocol):
@@ -117,6 +119,11 @@ class _Side(asyncio.Protocol):
         """Take over the transport; `plain`: neither side is TLS."""
         self._plain = plain
         set_protocol(self.transport, self)
+
+    def forget(self) -> None:
+        """Both are closed. What points in a circle would stay until a full garbage collection, and
+        the service has next to none."""
+        del self._tunnel, self.peer
 
     @property
     def waiting(self) -> int:
