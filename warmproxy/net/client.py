@@ -302,8 +302,11 @@ class ClientConnection(Guest):
 
     def drain(self) -> None:
         """Finish what is under way, begin nothing."""
+        patient = self._clients.patient
         if self._tunnel is None:
-            self._run(self._exchange.drain(patient=self._clients.patient))
+            self._run(self._exchange.drain(patient=patient))
+            if self._exchange.state is State.TUNNEL and not patient:
+                self._transport.abort()  # its TLS has just begun, and nothing would come of it
 
     def abort(self) -> None:
         """The grace time is over."""
