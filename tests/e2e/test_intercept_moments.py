@@ -107,6 +107,7 @@ def test_close_notify_behind_a_request_is_no_fault(start: Any, web: Origin, ca: 
     with inside(proxy, web, trusting(ca)) as connection:
         connection.request("GET", "/hold")
         web.wait_requests(1)
+        assert isinstance(connection.sock, ssl.SSLSocket)
         connection.sock.unwrap()
         all_left(proxy)
     assert proxy.pools()[by_name(web)]["active"] == 0
@@ -147,6 +148,34 @@ def test_who_reads_slowly_gets_the_whole_of_its_last_answer(
         always(lambda: not proxy.events("stopped"), 3.5)
         assert [len(read_reply(client).body) for client in clients] == list(sizes)
     all_left(proxy)
+
+
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_what_the_end_of_the_grace_time_cuts_does_not_look_whole(
+    start: Any, origin: Callable[..., Origin], pki: Pki, web: Origin, ca: Path, is_inside: bool
+) -> None:
+    """An answer that ends by the connection's end: without close_notify, or by a reset."""
+
+    def answer(connection: Connection, request: Request) -> None:
+        connection.send(b"HTTP/1.1 200 OK\r\n\r\nhalf of it")
+        connection.origin.gate.wait(30)
+
+    proxy = start(by_name(web), grace=0.5)
+    web.answer = answer
+    plain = origin(answer)
+    with proxy.tunnel(f"localhost:{web.port}") if is_inside else proxy.raw() as sock:
+        url, host = ("", f"localhost:{web.port}") if is_inside else (plain.url, plain.authority)
+        if is_inside:
+            context = trusting(ca)
+            sock = context.wrap_socket(
+                sock, server_hostname="localhost", suppress_ragged_eofs=False
+            )
+        sock.sendall(f"GET {url}/ HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert read_head(sock).startswith(b"HTTP/1.1 200")
+        proxy.signal(signal.SIGTERM)
+        with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+            b"".join(iter(lambda: sock.recv(1000), b""))
+        sock.close()
 
 
 def test_a_client_that_does_not_say_goodbye_is_not_waited_for(

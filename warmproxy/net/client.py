@@ -312,7 +312,10 @@ class ClientConnection(Guest):
         """The grace time is over."""
         if self._tunnel is not None:
             self._tunnel.close()
-        self._transport.abort()
+        if self._exchange.is_forwarding:
+            reset(self._transport)  # an answer that ends by close would look whole
+        else:
+            self._transport.abort()
 
     def sweep(self, now: float) -> None:
         """Look for what no event tells: called about once a second."""
@@ -353,7 +356,7 @@ class ClientConnection(Guest):
                     self._run(exchange.response_timed_out())
             elif upstream.stall_timeout and waited >= upstream.stall_timeout:
                 if self._client_full:
-                    self._transport.abort()  # it takes nothing: no answer would reach it
+                    reset(self._transport)  # it takes nothing: no answer would reach it
                 else:
                     self._run(exchange.stalled(upstream_full=self._upstream_full))
         elif exchange.state is State.CONNECTING:
