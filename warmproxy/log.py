@@ -9,6 +9,7 @@ import json
 import logging
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -66,6 +67,12 @@ def event(name: str, /, *, level: Level = "info", most: int = MOST, **fields: Fi
     number = _LEVELS[level]
     if _LOG.isEnabledFor(number):
         _LOG.log(number, name, extra={"event": name, "fields": fields, "most": most})
+
+
+def unraisable(what: "sys.UnraisableHookArgs") -> None:
+    """For sys.unraisablehook: one line for what Python could not raise, as when a client asks for a
+    TLS name that is not ASCII."""
+    event("log", level="error", logger="python", message=f"{what.exc_value!r} in {what.object!r}")
 
 
 def tick(*, at_end: bool = False) -> None:

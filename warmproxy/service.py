@@ -121,6 +121,7 @@ class Service:
     async def serve(self, *, takeover: bool = False) -> None:
         """Build, listen, and stay until a signal comes; then drain."""
         self._loop = loop = asyncio.get_running_loop()
+        sys.unraisablehook = log.unraisable
         if not self._is_part:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.stop)

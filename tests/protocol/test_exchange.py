@@ -8,7 +8,7 @@ from warmproxy.errors import DialRefused
 from warmproxy.origin import origin
 from warmproxy.policy.access import Access
 from warmproxy.policy.destinations import Destinations
-from warmproxy.policy.interception import Interception, Visitor
+from warmproxy.policy.interception import AGENT, Interception, Visitor
 from warmproxy.policy.retry import Prefer
 from warmproxy.protocol.exchange import MOVED_FROM, Exchange, State, Terms, Upgrade
 from warmproxy.protocol.messages import (
@@ -819,6 +819,14 @@ def test_a_connect_that_is_intercepted_is_answered_by_ourselves():
     interception.refused(visitor)
     assert Exchange(terms, "127.0.0.1").client_data(ask) == tunnel
     assert Intercept in kinds(Exchange(terms, "127.0.0.1").client_data(CONNECT))
+
+
+def test_of_a_user_agent_no_more_is_kept_than_tells_programs_apart():
+    """What is remembered of clients has a bound in bytes, too."""
+    interception = Interception([TCP], Access((), {}), falls_back=True)
+    ask = CONNECT.replace(b"\r\n\r\n", b"\r\nUser-Agent: " + b"x" * 300 + b"\r\n\r\n")
+    found = Exchange(tls_terms(interception=interception), "127.0.0.1").client_data(ask)[-1]
+    assert found == Intercept(Visitor("127.0.0.1", b"x" * AGENT, TCP), b"")
 
 
 def inside() -> Exchange:

@@ -135,6 +135,7 @@ class ClientConnection(Guest):
 
     __slots__ = (
         "_asked_at",
+        "_below",
         "_client_full",
         "_clients",
         "_exchange",
@@ -177,6 +178,8 @@ class ClientConnection(Guest):
         """By the system's clock: the loop's (uvloop) counts whole milliseconds."""
         self._exchange: Exchange
         self._transport: asyncio.Transport
+        self._below: asyncio.Transport | None = None
+        """Inside an intercepted CONNECT: what carries the TLS."""
 
     def __repr__(self) -> str:
         return f"<ClientConnection {self._exchange!r} {self._lease and self._lease.connection!r}>"
@@ -216,8 +219,9 @@ class ClientConnection(Guest):
         if self._lingers:
             return False
         self._run(self._exchange.client_eof())
-        # a client may half-close and still want its answer
-        return self._exchange.state is not State.CLOSED or self._lingers
+        # a client may half-close and still want its answer; TLS knows no half-close
+        open_still = self._exchange.state is not State.CLOSED or self._lingers
+        return open_still and self._transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clients.gone(self, self._exchange.client_address)
@@ -238,7 +242,8 @@ class ClientConnection(Guest):
 
     def came_inside(self, transport: asyncio.Transport, terms: Terms) -> None:
         """The client's TLS ends here: what it asks from now on comes through that."""
-        self._transport, self._terms = transport, terms
+        self._below, self._transport, self._terms = self._transport, transport, terms
+        self._mover = None
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
         self._exchange = Exchange(terms, self._exchange.client_address)
         self._since = self._clients.time()
@@ -297,14 +302,20 @@ class ClientConnection(Guest):
 
     def drain(self) -> None:
         """Finish what is under way, begin nothing."""
+        patient = self._clients.patient
         if self._tunnel is None:
-            self._run(self._exchange.drain(patient=self._clients.patient))
+            self._run(self._exchange.drain(patient=patient))
+            if self._exchange.state is State.TUNNEL and not patient:
+                self._transport.abort()  # its TLS has just begun, and nothing would come of it
 
     def abort(self) -> None:
         """The grace time is over."""
         if self._tunnel is not None:
             self._tunnel.close()
-        self._transport.abort()
+        if self._exchange.is_forwarding:
+            reset(self._transport)  # an answer that ends by close would look whole
+        else:
+            self._transport.abort()
 
     def sweep(self, now: float) -> None:
         """Look for what no event tells: called about once a second."""
@@ -323,16 +334,17 @@ class ClientConnection(Guest):
             if waited >= LINGER_SECONDS:
                 self._run(exchange.client_eof())
         elif self._transport.is_closing():
-            # what is queued goes out first, but not for ever to a client that does not read
-            if waited >= settings.client_idle_timeout:
+            # what is queued goes out first, but not for ever to a client that does not read; TLS
+            # then waits for the client's close_notify
+            queued = self._queued[0] > 0
+            if waited >= (settings.client_idle_timeout if queued else LINGER_SECONDS):
                 self._transport.abort()
         elif exchange.state is State.IDLE:
             if exchange.awaits_head:
                 if waited >= settings.head_timeout:
                     self._run(exchange.head_timed_out())
             elif waited >= settings.client_idle_timeout:
-                self._since = now
-                self._transport.close()
+                self._run(exchange.client_eof())
         elif exchange.state is State.FORWARDING:
             assert self._lease is not None
             upstream = self._lease.settings
@@ -344,7 +356,7 @@ class ClientConnection(Guest):
                     self._run(exchange.response_timed_out())
             elif upstream.stall_timeout and waited >= upstream.stall_timeout:
                 if self._client_full:
-                    self._transport.abort()  # it takes nothing: no answer would reach it
+                    reset(self._transport)  # it takes nothing: no answer would reach it
                 else:
                     self._run(exchange.stalled(upstream_full=self._upstream_full))
         elif exchange.state is State.CONNECTING:
@@ -357,6 +369,8 @@ class ClientConnection(Guest):
     def _look_at_queues(self, now: float) -> None:
         """A slow reader takes bytes without any event: what is queued for it becomes less."""
         to_client, to_upstream = self._transport.get_write_buffer_size(), 0
+        if self._below is not None:
+            to_client += self._below.get_write_buffer_size()
         if self._lease is not None:
             upstream = self._lease.connection
             to_client += upstream.waiting
@@ -519,6 +533,10 @@ class ClientConnection(Guest):
 
     def _intercept(self, action: Intercept) -> None:
         assert self._terms.interception is not None
+        self._drop_pinned()
+        if self._client_full:  # TLS would be told that there is room, and it knows of no lack
+            reset(self._transport)
+            return
         self._reading = True  # as it will be again
         self._clients.interceptor.receive(self, self._transport, action, self._terms.interception)
 
@@ -540,11 +558,11 @@ class ClientConnection(Guest):
         self._release(Release(reusable=False))
 
     def _close(self, how: Close) -> None:
+        self._since = self._clients.time()
         if how is Close.ABORT:
             reset(self._transport)
         elif how is Close.LINGER and self._transport.can_write_eof():
             self._lingers = True
-            self._since = self._clients.time()
             self._transport.write_eof()
         else:
             self._transport.close()

@@ -19,7 +19,6 @@ import ssl
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from math import inf
 from typing import Protocol, cast
 
 from warmproxy.observe import Observer
@@ -31,8 +30,9 @@ from warmproxy.protocol.messages import Intercept
 HANDSHAKE_SECONDS = 10.0
 """That a client has from its 200 to the end of its handshake."""
 
-SHUTDOWN_SECONDS = 2.0
-"""That it has to answer our close_notify."""
+SHUTDOWN_SECONDS = 600.0
+"""From our close on, for what is queued and for the client's close_notify. net/client gives less to
+those who make requests; this is for tunnels by an upgrade."""
 
 RENEW_BEFORE = 86400.0
 """Seconds before its end from which on a certificate is replaced: at the next CONNECT."""
@@ -189,20 +189,26 @@ class Interceptor:
                 self._observer.intercept_refused(visitor.address, visitor.origin, why, falls_back)
 
         doorstep = _Doorstep(guest, visitor, interception, refused)
+        # by what holds now: a reload may leave nothing for this origin
+        assert self._leaves is not None
+        leaves, terms = self._leaves, self._terms[visitor.origin]
         task = self._loop.create_task(
-            self._receive(doorstep, transport, intercept), name=f"intercept {visitor.origin}"
+            self._receive(doorstep, transport, leaves, terms, intercept),
+            name=f"intercept {visitor.origin}",
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _receive(
-        self, doorstep: "_Doorstep", plain: asyncio.Transport, intercept: Intercept
+        self,
+        doorstep: "_Doorstep",
+        plain: asyncio.Transport,
+        leaves: Leaves,
+        terms: Terms,
+        intercept: Intercept,
     ) -> None:
-        origin = intercept.visitor.origin
-        assert self._leaves is not None
         try:
-            terms = self._terms[origin]
-            context = await self._leaves.get(origin.host)
+            context = await leaves.get(intercept.visitor.origin.host)
             secure = await self._shake_hands(plain, doorstep, context, intercept.early)
         except (ValueError, OSError) as error:  # TLS's errors and time-outs are OSErrors
             doorstep.refused(_why(error))
@@ -218,28 +224,28 @@ class Interceptor:
         context: ssl.SSLContext,
         early: bytes,
     ) -> asyncio.Transport:
-        handshake = self._loop.create_task(
-            self._loop.start_tls(
-                plain,
-                doorstep,
-                context,
-                server_side=True,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS,
-                ssl_shutdown_timeout=SHUTDOWN_SECONDS,
-            ),
-            name="handshake with a client",
-        )
+        if plain.is_closing():  # start_tls would wait for ever
+            raise ConnectionResetError
         if early:
-            # start_tls takes no bytes that were read before. Once it has begun, its protocol is
-            # there and will be told so in the next turn of the loop, before anything is read.
-            await asyncio.sleep(0)
-            self._loop.call_soon(_feed, cast(asyncio.BufferedProtocol, plain.get_protocol()), early)
-        secure = await handshake
-        assert secure is not None
+            # start_tls takes no bytes that were read before. Its protocol is there from the next
+            # turn of the loop on, and keeps what it is given until its handshake begins.
+            self._loop.call_soon(_feed, plain, early)
+        secure = await self._loop.start_tls(
+            plain,
+            doorstep,
+            context,
+            server_side=True,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS,
+            ssl_shutdown_timeout=SHUTDOWN_SECONDS,
+        )
+        if secure is None or secure.get_extra_info("ssl_object") is None:
+            raise ConnectionAbortedError  # by us, which start_tls takes for success
         return secure
 
 
-def _feed(protocol: asyncio.BufferedProtocol, data: bytes) -> None:
+def _feed(transport: asyncio.Transport, data: bytes) -> None:
+    """As if the transport had read it."""
+    protocol = cast(asyncio.BufferedProtocol, transport.get_protocol())
     while data:
         buffer = memoryview(protocol.get_buffer(len(data)))
         size = min(len(buffer), len(data))
@@ -265,7 +271,6 @@ class _Doorstep(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._early: list[bytes] = []
         """What came right behind the handshake."""
-        self._is_lost = False
         self._opened_at = 0.0
 
     def open(self, transport: asyncio.Transport, terms: Terms) -> None:
@@ -275,25 +280,20 @@ class _Doorstep(asyncio.Protocol):
         self.guest.came_inside(transport, terms)
         if self._early:
             self.data_received(b"".join(self._early))
-        if self._is_lost:
-            transport.get_protocol().connection_lost(None)
 
     def data_received(self, data: bytes) -> None:
         if self._transport is None:
             self._early.append(data)
         elif data.startswith(_PREFACE):
             self.refused("the client speaks HTTP/2, and would not have HTTP/1.1")
-            self._opened_at = -inf  # said
-            self._transport.close()
+            self._transport.set_protocol(self.guest)
+            self.guest.eof_received()  # nothing of it is a request
         else:
             self._interception.came_in(self._visitor)
             self._transport.set_protocol(self.guest)
             self.guest.data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._transport is None:
-            self._is_lost = True
-            return
         if self._interception.left(self._visitor, time.monotonic() - self._opened_at):
             self.refused(
                 "the client left right after the handshake: it pins or refuses certificates"

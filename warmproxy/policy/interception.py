@@ -18,12 +18,16 @@ having asked for anything is taken to have refused: one that verifies certificat
 or pins them ends its handshake first."""
 
 
+AGENT = 200
+"""Bytes of a User-Agent that tell a program from others."""
+
+
 class Visitor(NamedTuple):
     """Whose CONNECT to where: as much of a program as tells it from others on the same machine."""
 
     address: str
     agent: bytes
-    """The User-Agent of its CONNECT, b"" where there is none."""
+    """How the User-Agent of its CONNECT begins, b"" where there is none."""
     origin: Origin
 
 

@@ -47,7 +47,7 @@ from warmproxy.errors import (
 from warmproxy.origin import Origin, secured
 from warmproxy.policy.access import Access, is_loopback
 from warmproxy.policy.destinations import Destinations
-from warmproxy.policy.interception import Interception, Visitor
+from warmproxy.policy.interception import AGENT, Interception, Visitor
 from warmproxy.policy.retry import Prefer, is_idempotent, may_repeat, preference
 from warmproxy.protocol.framing import Chunked, Framing, FramingError, Length, NoBody
 from warmproxy.protocol.headers import (
@@ -547,7 +547,7 @@ class Exchange:
         if interception is not None:
             fields = self._judged.fields
             agent = next((value for name, value in fields if name.lower() == b"user-agent"), b"")
-            visitor = Visitor(self.client_address, agent, route.origin)
+            visitor = Visitor(self.client_address, agent[:AGENT], route.origin)
             if interception.takes(visitor):
                 self.state = _TUNNEL
                 early, self._ahead = self._ahead, b""
