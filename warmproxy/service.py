@@ -182,7 +182,6 @@ class Service:
         self._resolver.on_answer = self._housekeeper.places.located
         self._primer = Primer(rules.primes, self._housekeeper, observer, loop, settings.max_head)
         self._interceptor = Interceptor(loop, observer)
-        self._adopt_interception()
         self._clients = Clients(
             housekeeper=self._housekeeper,
             interceptor=self._interceptor,
@@ -191,6 +190,7 @@ class Service:
             settings=settings,
             when_changed=lambda: self._crowd.look(),
         )
+        self._adopt_interception()
         self._warming = Warming(settings, rules.proxy, self._housekeeper, loop.time)
         self._doors = Doors(self._entrances(rules))
         self._readiness = Readiness(deadline=loop.time() + settings.ready_timeout)
@@ -218,14 +218,17 @@ class Service:
         return {at: (sock, partial(connect, self._terms[at])) for at, sock in sockets.items()}
 
     def _adopt_interception(self) -> None:
-        """Those inside, and those to come in, get what the rules say now."""
-        rules = self._rules
-        for origin, terms in self._inside.items():
-            terms.become(rules.terms_inside(origin))
-        if rules.proxy.interception is not None:
-            for origin in rules.proxy.interception.origins:
-                if origin not in self._inside:
-                    self._inside[origin] = rules.terms_inside(origin)
+        """Those inside, and those to come in, get what the rules say now. Where nobody is
+        intercepted any more, the upstream may not be verified any more either: they leave."""
+        rules, interception = self._rules, self._rules.proxy.interception
+        wanted = frozenset() if interception is None else interception.origins
+        for origin in wanted:
+            terms = rules.terms_inside(origin)
+            self._inside.setdefault(origin, terms).become(terms)
+        for origin in self._inside.keys() - wanted:
+            terms = self._inside.pop(origin)
+            terms.become(replace(terms, is_over=True))
+            self._clients.end_inside(terms)
         self._interceptor.adopt(rules.leaves, self._inside)
 
     def _admin_entrances(self, rules: Rules) -> dict[Address, tuple[socket.socket, Factory]]:

@@ -84,8 +84,7 @@ class Rules:
     def terms_inside(self, origin: Origin) -> Terms:
         """What holds for those who came in by an intercepted CONNECT to this tcp origin. Its
         client was admitted there, and sends us no credentials inside."""
-        place = self.proxy.places.get((origin.host, origin.port))
-        place = place or secured(origin, self.proxy.default_tls or "")  # no longer configured
+        place = self.proxy.places[origin.host, origin.port]
         gateway = Forward(place, b"/", place.authority.removesuffix(":443").encode())
         anybody = Access(EVERYWHERE, {})
         return replace(self.proxy, access=anybody, gateway=gateway, inside=True, interception=None)

@@ -523,19 +523,27 @@ def test_a_bad_authority_keeps_what_was(start: Any, origin: Any, pki: Pki, ca: P
         assert fetch_on(connection, "/").text == web.greeting
 
 
-def test_who_is_inside_stays_when_it_is_switched_off(
+def test_who_is_inside_leaves_when_it_is_switched_off(
     start: Any, origin: Any, pki: Pki, ca: Path
 ) -> None:
-    """After a reload without `intercept` CONNECT is a tunnel; a connection from before goes on, by
-    the settings of now."""
+    """After a reload without `intercept` CONNECT is a tunnel. Who is inside gets the answer that is
+    under way, and no other: what holds for the upstream from now on, its certificate unverified
+    perhaps, is not what it was promised."""
     web = origin(tls=pki.server(alpn=("http/1.1",)))
     proxy = start(by_name(web))
-    with inside(proxy, web, trusting(ca)) as connection:
-        assert fetch_on(connection, "/1").text == web.greeting
-        proxy.reload(config(pki, ca, by_name(web), upstream={"intercept": False, "tls": 1}))
-        assert fetch_on(connection, "/2").text == web.greeting
-        with inside(proxy, web, ssl.create_default_context(cafile=pki.file)) as other:
-            assert fetch_on(other, "/3").text == web.greeting
+    with inside(proxy, web, trusting(ca)) as idle, inside(proxy, web, trusting(ca)) as busy:
+        assert fetch_on(idle, "/1").text == web.greeting
+        busy.request("GET", "/hold")
+        web.wait_requests(2)
+        other = {"intercept": False, "verify": False, "tls": 1}
+        proxy.reload(config(pki, ca, by_name(web), upstream=other))
+        assert idle.sock.recv(1) == b""
+        web.gate.set()
+        with busy.getresponse() as response:
+            assert response.getheader("connection") == "close"
+            assert response.read().decode() == web.greeting
+        with inside(proxy, web, ssl.create_default_context(cafile=pki.file)) as tunnel:
+            assert fetch_on(tunnel, "/3").text == web.greeting
 
 
 def test_several_processes_intercept_alike(start: Any, origin: Any, pki: Pki, ca: Path) -> None:

@@ -83,6 +83,11 @@ class Clients:
             client.drain()
         self._look()
 
+    def end_inside(self, terms: Terms) -> None:
+        """These terms are over: who is inside by them finishes what is under way."""
+        for client in [client for client in self.open if client.terms is terms]:
+            client.drain()
+
     def abort(self) -> int:
         """The grace time is over; how many connections were cut."""
         left = list(self.open)
@@ -189,6 +194,10 @@ class ClientConnection(Guest):
         return self._exchange
 
     @property
+    def terms(self) -> Terms:
+        return self._terms
+
+    @property
     def is_tunnel(self) -> bool:
         return self._tunnel is not None
 
@@ -247,7 +256,7 @@ class ClientConnection(Guest):
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
         self._exchange = Exchange(terms, self._exchange.client_address)
         self._since = self._clients.time()
-        if self._clients.draining:
+        if self._clients.draining or terms.is_over:
             self.drain()
 
     def stayed_outside(self) -> None:

@@ -209,11 +209,13 @@ class Interceptor:
     ) -> None:
         try:
             context = await leaves.get(intercept.visitor.origin.host)
+        except (ValueError, OSError, RuntimeError) as error:  # expired; no descriptor, no thread
+            doorstep.turn_away(plain, f"there is no certificate for it: {error}")
+            return
+        try:
             secure = await self._shake_hands(plain, doorstep, context, intercept.early)
-        except (ValueError, OSError) as error:  # TLS's errors and time-outs are OSErrors
-            doorstep.refused(_why(error))
-            plain.abort()
-            doorstep.guest.stayed_outside()
+        except OSError as error:  # TLS's errors and time-outs are such, too
+            doorstep.turn_away(plain, _why(error))
         else:
             doorstep.open(secure, terms)
 
@@ -264,8 +266,8 @@ class _Doorstep(asyncio.Protocol):
         interception: Interception,
         refused: Callable[[str], None],
     ) -> None:
-        self.guest = guest
-        self.refused = refused
+        self._guest = guest
+        self._refused = refused
         self._visitor = visitor
         self._interception = interception
         self._transport: asyncio.Transport | None = None
@@ -273,11 +275,17 @@ class _Doorstep(asyncio.Protocol):
         """What came right behind the handshake."""
         self._opened_at = 0.0
 
+    def turn_away(self, plain: asyncio.Transport, why: str) -> None:
+        """There is no handshake."""
+        self._refused(why)
+        plain.abort()
+        self._guest.stayed_outside()
+
     def open(self, transport: asyncio.Transport, terms: Terms) -> None:
         """The handshake is done."""
         self._transport = transport
         self._opened_at = time.monotonic()
-        self.guest.came_inside(transport, terms)
+        self._guest.came_inside(transport, terms)
         if self._early:
             self.data_received(b"".join(self._early))
 
@@ -285,25 +293,25 @@ class _Doorstep(asyncio.Protocol):
         if self._transport is None:
             self._early.append(data)
         elif data.startswith(_PREFACE):
-            self.refused("the client speaks HTTP/2, and would not have HTTP/1.1")
-            self._transport.set_protocol(self.guest)
-            self.guest.eof_received()  # nothing of it is a request
+            self._refused("the client speaks HTTP/2, and would not have HTTP/1.1")
+            self._transport.set_protocol(self._guest)
+            self._guest.eof_received()  # nothing of it is a request
         else:
             self._interception.came_in(self._visitor)
-            self._transport.set_protocol(self.guest)
-            self.guest.data_received(data)
+            self._transport.set_protocol(self._guest)
+            self._guest.data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._interception.left(self._visitor, time.monotonic() - self._opened_at):
-            self.refused(
+            self._refused(
                 "the client left right after the handshake: it pins or refuses certificates"
             )
-        self.guest.connection_lost(exc)
+        self._guest.connection_lost(exc)
 
 
-def _why(error: Exception) -> str:
+def _why(error: OSError) -> str:
     """What a client did, for a person who can do something about it."""
-    reason = getattr(error, "reason", None) or ""
+    reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
     said = reason.lower().replace("_", " ")
     if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
         return f"the client does not trust our authority ({said}): see warmproxy ca trust-help"
@@ -313,8 +321,6 @@ def _why(error: Exception) -> str:
         return f"the client speaks no TLS ({said})"
     if isinstance(error, ssl.SSLError):
         return f"no TLS with the client: {said or error}"
-    if isinstance(error, ValueError):
-        return f"there is no certificate for it: {error}"
     if isinstance(error, TimeoutError) or "taking longer" in str(error):
         return f"the client did not begin TLS within {HANDSHAKE_SECONDS:g} s"
     return (

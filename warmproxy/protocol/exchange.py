@@ -134,6 +134,8 @@ class Terms:
     """Where all requests go, for a port that stands for one origin; its target is not used."""
     inside: bool = False
     """The client came in by a CONNECT that we intercepted: it takes us for `gateway`, over TLS."""
+    is_over: bool = False
+    """Who is inside finishes what is under way and begins nothing."""
     interception: Interception | None = None
     """Whose CONNECTs are intercepted, where any are."""
     default_tls: str | None = None
