@@ -14,6 +14,7 @@ Floors. A module imports only from floors below its own, or from earlier modules
        state       learned idle limits -> a file, over a restart
        control     listeners and what was learned -> the process that takes over
        systemd     sd_notify, passed sockets, watchdog
+       heap        what malloc keeps of freed memory -> the system
        warming     holds more for a while: windows of the settings, POST /warm
        admin       the status page, /metrics /healthz /readyz /pools /warm
        metrics     a sample -> Prometheus

@@ -31,6 +31,7 @@ from warmproxy.admin.server import AdminConnection
 from warmproxy.control import Control, Offer, Taken, take
 from warmproxy.crowd import Crowd
 from warmproxy.errors import StartError
+from warmproxy.heap import trimmer
 from warmproxy.hello import say_hello, warn_of_unverified
 from warmproxy.net.changes import NetworkChanges, read_clocks, slept
 from warmproxy.net.client import Clients
@@ -55,6 +56,9 @@ from warmproxy.wiring import Inherited, Prepared, Rules
 
 SWEEP_SECONDS = 1.0
 """Between two looks for what no event tells: timeouts, clients that hung up while paused."""
+
+TRIM_SECONDS = 60.0
+"""Between two times that freed memory is given back: 0.3 ms with 13 MiB of heap."""
 
 READY_SECONDS = 0.05
 """Between two looks whether all is warm, at the start."""
@@ -117,6 +121,8 @@ class Service:
         """Connections that the end of the grace time cut."""
         self._upgrade = Upgrade()
         self._clocks = read_clocks()
+        self._trim = trimmer()
+        self._trim_due = 0.0
 
     async def serve(self, *, takeover: bool = False) -> None:
         """Build, listen, and stay until a signal comes; then drain."""
@@ -393,6 +399,9 @@ class Service:
         self._state.look(self._registry, self._loop)
         log.tick()
         self._history.look(self._registry, now)
+        if now >= self._trim_due:
+            self._trim_due = now + TRIM_SECONDS
+            self._trim(0)
         if self._notifier.is_heard:
             self._tell_systemd(now)
         if self._successor is None:
