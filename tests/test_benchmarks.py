@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-NAMES = ("field.figures", "field.load", "growth", "instructions", "rig.report")
+NAMES = ("field.figures", "field.load", "growth", "instructions", "intercept")
+NAMES += ("rig.programs", "rig.report", "rig.rounds")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def bench():
     finally:
         sys.path[:] = path
         for name in set(sys.modules) - there:
-            if name.partition(".")[0] in ("field", "rig", "growth", "instructions"):
+            if name.partition(".")[0] in ("field", "rig", "growth", "instructions", "intercept"):
                 del sys.modules[name]
 
 
@@ -160,3 +161,59 @@ def test_another_build_of_python(bench):
     assert same({"yardstick": 1000}, {"yardstick": 1015})
     assert not same({"yardstick": 1000}, {"yardstick": 1050})
     assert not same({"yardstick": 1000}, {"yardstick": 900})
+
+
+def test_what_a_browser_tells(bench):
+    """DevTools' times, in ms after one in seconds, become those from the connect on."""
+    timing = {"requestTime": 100.0, "connectStart": 5.0, "sslStart": 6.0, "sslEnd": 15.0}
+    response = {
+        "status": 200,
+        "headers": {"X-Connected": "98.5", "x-secured": "99.0"},
+        "timing": {**timing, "receiveHeadersStart": 57.0},
+    }
+    answer = bench.programs.answer_of(bench.programs.stamps_of(response))
+    assert answer.started == pytest.approx(100.005)
+    assert (answer.shaken, answer.seconds) == (pytest.approx(0.010), pytest.approx(0.052))
+    assert (answer.connected, answer.secured) == (98.5, 99.0)
+    with pytest.raises(OSError, match="502"):
+        bench.programs.stamps_of({**response, "status": 502})
+
+
+def test_stamps_of_a_client_without_a_clock(bench):
+    """curl's are seconds after its start; an answer that is not the origin's has no stamps."""
+    told = {"started": 0.001, "shaken": 0.011, "answered": 0.052, "connected": "9", "secured": "9"}
+    answer = bench.programs.answer_of(told, 10.0)
+    assert answer.started == pytest.approx(10.001)
+    assert answer.seconds == pytest.approx(0.051)
+    with pytest.raises(ValueError, match="float"):
+        bench.programs.answer_of({**told, "connected": ""}, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("p50", "handshake", "opened_before", "failed", "passes"),
+    [
+        (1.30, 0.25, 100, [], True),
+        (1.31, 0.25, 100, [], False),
+        (1.04, 0.0, 100, [], True),
+        (1.30, 0.25, 99.5, [], False),
+        (1.30, 0.25, 100, ["timed out"], False),
+        (1.30, None, 100, [], False),
+        (None, 0.25, 100, [], False),
+    ],
+)
+def test_the_bar_of_interception(bench, p50, handshake, opened_before, failed, passes):
+    """One round trip beside the local handshake, on connections that were there, without failure
+    on any of the ways."""
+
+    def cell(way, **known):
+        return bench.rounds.Cell(f"curl {way}", "untouched", 1, rounds=10, **known)
+
+    cells = {
+        "intercepted": cell("intercepted", p50=p50, opened_before=opened_before),
+        "tunnel": cell("tunnel", p50=2.1, errors=failed),
+        "cold": cell("cold", p50=3.1),
+        "local": cell("local", shaken=handshake),
+    }
+    line = bench.intercept.Line("curl", 1, "untouched", cells)
+    assert line.passes is passes
+    assert ("met" in bench.intercept.table([line])) is passes

@@ -36,9 +36,10 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 # Who goes first where several share a core: a packet that is due is carried at once, and an answer
 # that is there is read, whatever the origin still has to compute for others.
-ORIGIN = PROXY = 1
-CLIENT = 2
-CARRIER = 3
+PROGRAM = 1  # a client that is not the rig's own: what it computes holds up nobody else
+ORIGIN = PROXY = 2
+CLIENT = 3
+CARRIER = 4
 
 
 def go_first(priority: int) -> None:
@@ -59,9 +60,8 @@ def spawn(
         os.sched_setaffinity(0, {cpu})
         go_first(priority)
 
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=in_child, **options
-    )
+    options.setdefault("stdin", subprocess.DEVNULL)
+    return subprocess.Popen(command, process_group=0, preexec_fn=in_child, **options)
 
 
 def join(rtt: float, far_command: Sequence[str], cpu: int) -> list[subprocess.Popen[bytes]]:
