@@ -190,29 +190,30 @@ def test_stamps_of_a_client_without_a_clock(bench):
 
 
 @pytest.mark.parametrize(
-    ("p50", "handshake", "opened_before", "failed", "passes"),
+    ("p50", "handshake", "no_distance", "opened_before", "failed", "passes"),
     [
-        (1.30, 0.25, 100, [], True),
-        (1.31, 0.25, 100, [], False),
-        (1.04, 0.0, 100, [], True),
-        (1.30, 0.25, 99.5, [], False),
-        (1.30, 0.25, 100, ["timed out"], False),
-        (1.30, None, 100, [], False),
-        (None, 0.25, 100, [], False),
+        (1.30, 0.25, 0.2, 100, [], True),
+        (1.31, 0.25, 0.2, 100, [], False),
+        (2.30, 1.26, 0.2, 100, [], False),
+        (1.30, 0.25, 0.2, 99.5, [], False),
+        (1.30, 0.25, 0.2, 100, ["timed out"], False),
+        (1.30, 0.25, None, 100, [], False),
+        (None, None, 0.2, 100, [], False),
     ],
 )
-def test_the_bar_of_interception(bench, p50, handshake, opened_before, failed, passes):
-    """One round trip beside the local handshake, on connections that were there, without failure
-    on any of the ways."""
+def test_the_bar_of_interception(bench, p50, handshake, no_distance, opened_before, failed, passes):
+    """One round trip beside the local handshake, in which none hides, on connections that were
+    there, without failure on any of the ways."""
 
     def cell(way, **known):
         return bench.rounds.Cell(f"curl {way}", "untouched", 1, rounds=10, **known)
 
+    known = {"p50": p50, "shaken": handshake, "opened_before": opened_before}
     cells = {
-        "intercepted": cell("intercepted", p50=p50, opened_before=opened_before),
+        "intercepted": cell("intercepted", **known),
         "tunnel": cell("tunnel", p50=2.1, errors=failed),
         "cold": cell("cold", p50=3.1),
-        "local": cell("local", shaken=handshake),
+        "local": cell("local", shaken=no_distance),
     }
     line = bench.intercept.Line("curl", 1, "untouched", cells)
     assert line.passes is passes
