@@ -186,7 +186,8 @@ class Cell:
     p50: float | None = None
     p99: float | None = None  # nearest rank: the slowest, of less than 100
     slowest: float | None = None
-    shaken: float | None = None  # median until the client's own handshake was done
+    shaken: float | None = None  # median until the client's own handshake was done ...
+    beside: float | None = None  # ... and of what each took beside it
     opened_before: float = 0.0  # percent
     cpu: dict[str, float] = field(default_factory=dict)  # seconds a round, median
     errors: list[str] = field(default_factory=list)
@@ -214,6 +215,7 @@ def summarise(key: tuple[str, str, int], rounds: Sequence[Round], rtt: float, en
     if times:
         cell.p50, cell.slowest = statistics.median(times), times[-1]
         cell.p99 = times[math.ceil(0.99 * len(times)) - 1]
-    if shaken := [a.shaken / rtt for r in timed for a in r.answers if a.shaken is not None]:
-        cell.shaken = statistics.median(shaken)
+    if shaken := [a for r in timed for a in r.answers if a.shaken is not None]:
+        cell.shaken = statistics.median(a.shaken / rtt for a in shaken)
+        cell.beside = statistics.median((a.seconds - a.shaken) / rtt for a in shaken)
     return cell
