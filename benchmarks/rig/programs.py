@@ -166,8 +166,7 @@ class Program:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
+        link.reap(self.process)
         self.to.close()
         self.from_.close()
         self.said.close()
