@@ -1,6 +1,6 @@
 """How long does the first request through CONNECT take where its TLS ends in the proxy?
 
-    .venv/bin/python benchmarks/intercept.py            # about 5 minutes; writes README.md
+    .venv/bin/python benchmarks/intercept.py            # some 6 minutes; writes README.md
     .venv/bin/python benchmarks/intercept.py --quick    # a minute; writes nothing
 
 Needs what first_request_tls.py needs, and warmproxy[intercept]. The clients are the rig's own, in
