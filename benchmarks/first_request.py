@@ -32,7 +32,6 @@ times, hence the share of moments at which a burst of 1, 4 or 10 would have been
 import argparse
 import asyncio
 import itertools
-import os
 import random
 import shlex
 import statistics
@@ -42,6 +41,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 
 from rig import link, report, stage
 from rig.bench import Bench
@@ -96,7 +96,8 @@ class FirstRequest(Bench):
         origin = (link.FAR, PLAIN_PORTS)
         self.stage.measure_rtt(origin)
         with Burst(Exchange(get(origin)), n) as connections:
-            self.rounds.append(measure_direct(self.stage, *COLD, origin, connections))
+            ask = partial(connections.run, origin)
+            self.rounds.append(measure_direct(self.stage, *COLD, ask))
 
     async def wait_for_moment(self, quiet: float, target: Target) -> None:
         """With --at-change, until the pool is about to replace a connection."""
@@ -188,8 +189,8 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_options()
-    if sys.platform != "linux" or os.geteuid() != 0:
-        print(f"{NAME} needs Linux and root: it makes network namespaces", file=sys.stderr)
+    if refusal := stage.refusal(NAME):
+        print(refusal, file=sys.stderr)
         return 2
     told = report.versions(options.python)
     bases = (PLAIN_PORTS, TUNNEL_PORTS)
@@ -218,20 +219,15 @@ def main() -> int:
         "Share of the last 5 s of quiet in which so many connections were open and usable:\n\n"
         + held_table(bench.rounds)
     )
-    if options.json:
-        everything = {
-            "command": command,
-            "versions": told,
-            "rtt": built.measured_rtt,
-            "passed": passed,
-            "cells": [asdict(cell) | {"passes": passes(cell)} for cell in cells],
-            "rounds": [asdict(r) for r in bench.rounds],
-        }
-        report.write_json(options.json, everything)
-    if options.json != "-":
-        print(text)
-    if options.writes_readme:
-        report.write_readme(NAME, text)
+    everything = {
+        "command": command,
+        "versions": told,
+        "rtt": built.measured_rtt,
+        "passed": passed,
+        "cells": [asdict(cell) | {"passes": passes(cell)} for cell in cells],
+        "rounds": [asdict(r) for r in bench.rounds],
+    }
+    report.deliver(NAME, text, everything, options)
     return 0 if passed else 1
 
 

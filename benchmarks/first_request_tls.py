@@ -25,7 +25,6 @@ the proxy adds to that; all other bars are for the times as they are.
 import argparse
 import asyncio
 import itertools
-import os
 import shlex
 import ssl
 import sys
@@ -35,19 +34,15 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-from rig import link, report, stage
+from rig import link, pki, report, stage
 from rig.bench import Bench
 from rig.client import Address, Burst, Exchange, get, through_proxy, through_tunnel
 from rig.daemon import Daemon, NotReady
 from rig.rounds import QUIET, STATES, Cell, Round, Target, measure_direct
 from rig.stage import ORIGIN_IDLE, Stage
-
-try:
-    import trustme
-except ImportError:
-    trustme = None
 
 NAME = "first_request_tls.py"
 
@@ -113,14 +108,6 @@ def settings(way: Way, origin: Address, ca_file: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def client_context() -> ssl.SSLContext:
-    """TLS 1.3 for the client: it checks nothing, to have its answers soon; the proxy does."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 class FirstRequestTls(Bench):
     def __init__(
         self, stage: Stage, options: argparse.Namespace, ca_file: Path, context: ssl.SSLContext
@@ -168,7 +155,8 @@ class FirstRequestTls(Bench):
             self.direct(*FLOOR[True], modern, connections)
 
     def direct(self, kind: str, state: str, origin: Address, connections: Burst) -> None:
-        self.rounds.append(measure_direct(self.stage, kind, state, origin, connections))
+        ask = partial(connections.run, origin)
+        self.rounds.append(measure_direct(self.stage, kind, state, ask))
 
 
 class Judge:
@@ -282,20 +270,14 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_options()
-    if sys.platform != "linux" or os.geteuid() != 0:
-        print(f"{NAME} needs Linux and root: it makes network namespaces", file=sys.stderr)
-        return 2
-    if trustme is None:
-        print(f"{NAME} needs trustme: run it with .venv/bin/python", file=sys.stderr)
+    if refusal := stage.refusal(NAME) or pki.refusal(NAME):
+        print(refusal, file=sys.stderr)
         return 2
     told = report.versions(options.python)
     rtt = options.rtt / 1000
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="first-request-tls-") as folder:
-        ca_file, certificate = Path(folder) / "ca.pem", Path(folder) / "origin.pem"
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(ca_file)
-        authority.issue_cert(link.FAR).private_key_and_cert_chain_pem.write_to_path(certificate)
+        ca_file, certificate = pki.make(Path(folder), link.FAR)
         ports = [
             f"{origin_of(lane, way)[1]}/{way.version}"
             for lane in range(options.lanes)
@@ -303,7 +285,7 @@ def main() -> int:
         ]
         try:
             with stage.built(rtt, ports, str(certificate)) as built:
-                bench = FirstRequestTls(built, options, ca_file, client_context())
+                bench = FirstRequestTls(built, options, ca_file, pki.client_context())
                 asyncio.run(bench.run())
         except NotReady as error:
             print(error, file=sys.stderr)
@@ -326,22 +308,16 @@ def main() -> int:
         f"{table(judge)}\n\n{held_line(bench.rounds)}\n\n"
         f"Processor time of one burst of 50, after traffic:\n\n{processor_table(judge)}"
     )
-    if options.json:
-        cells = [asdict(cell) for cell in judge.cells.values()]
-        everything = {
-            "command": command,
-            "versions": told,
-            "rtt": built.measured_rtt,
-            "passed": judge.passed,
-            "cells": cells,
-            "missed": [(c.kind, c.state, c.n) for c in judge.judged if not judge.passes(c)],
-            "rounds": [asdict(r) for r in bench.rounds],
-        }
-        report.write_json(options.json, everything)
-    if options.json != "-":
-        print(text)
-    if options.writes_readme:
-        report.write_readme(f"{NAME}, {options.rtt} ms", text)
+    everything = {
+        "command": command,
+        "versions": told,
+        "rtt": built.measured_rtt,
+        "passed": judge.passed,
+        "cells": [asdict(cell) for cell in judge.cells.values()],
+        "missed": [(c.kind, c.state, c.n) for c in judge.judged if not judge.passes(c)],
+        "rounds": [asdict(r) for r in bench.rounds],
+    }
+    report.deliver(f"{NAME}, {options.rtt} ms", text, everything, options)
     return 0 if judge.passed else 1
 
 

@@ -176,8 +176,8 @@ def main() -> int:
     if options.start:
         print(start_costs(options.python))
         return 0
-    if sys.platform != "linux" or os.geteuid() != 0:
-        print(f"{NAME} needs Linux and root: it makes network namespaces", file=sys.stderr)
+    if refusal := stage.refusal(NAME):
+        print(refusal, file=sys.stderr)
         return 2
     told = report.versions(options.python)
     daemons = 1 if options.quick else 5

@@ -10,7 +10,6 @@ have to be dialled for. The quicker 10 of those 20 are held against the 10.
 
 import argparse
 import asyncio
-import os
 import statistics
 import sys
 import time
@@ -56,8 +55,8 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_options()
-    if sys.platform != "linux" or os.geteuid() != 0:
-        print(f"{NAME} needs Linux and root: it makes network namespaces", file=sys.stderr)
+    if refusal := stage.refusal(NAME):
+        print(refusal, file=sys.stderr)
         return 2
     told = report.versions(options.python)
     began = time.monotonic()

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-NAMES = ("field.figures", "field.load", "growth", "instructions", "rig.report", "rig.turns")
+NAMES = ("field.figures", "field.load", "growth", "instructions", "intercept")
+NAMES += ("rig.programs", "rig.report", "rig.rounds", "rig.turns")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def bench():
     finally:
         sys.path[:] = path
         for name in set(sys.modules) - there:
-            if name.partition(".")[0] in ("field", "rig", "growth", "instructions"):
+            if name.partition(".")[0] in ("field", "rig", "growth", "instructions", "intercept"):
                 del sys.modules[name]
 
 
@@ -171,3 +172,76 @@ def test_a_stall_of_the_loop_counts_for_all_that_comes_in_it(bench, tmp_path: Pa
     file = tmp_path / "turns"
     file.write_text("".join(f"{when} {held}\n" for when, held in rows))
     assert bench.turns.read(file, 0.5)[-1] == (0.5, 0.0001)
+
+
+def test_what_a_browser_tells(bench):
+    """DevTools' times, in ms after one in seconds, become those from the connect on."""
+    timing = {"requestTime": 100.0, "connectStart": 5.0, "sslStart": 6.0, "sslEnd": 15.0}
+    response = {
+        "status": 200,
+        "headers": {"X-Connected": "98.5", "x-secured": "99.0"},
+        "timing": {**timing, "receiveHeadersStart": 57.0},
+    }
+    answer = bench.programs.answer_of(bench.programs.stamps_of(response))
+    assert answer.started == pytest.approx(100.005)
+    assert (answer.shaken, answer.seconds) == (pytest.approx(0.010), pytest.approx(0.052))
+    assert (answer.connected, answer.secured) == (98.5, 99.0)
+    with pytest.raises(OSError, match="502"):
+        bench.programs.stamps_of({**response, "status": 502})
+
+
+def test_stamps_of_a_client_without_a_clock(bench):
+    """curl's are seconds after its start; an answer that is not the origin's has no stamps."""
+    told = {"started": 0.001, "shaken": 0.011, "answered": 0.052, "connected": "9", "secured": "9"}
+    answer = bench.programs.answer_of(told, 10.0)
+    assert answer.started == pytest.approx(10.001)
+    assert answer.seconds == pytest.approx(0.051)
+    with pytest.raises(ValueError, match="float"):
+        bench.programs.answer_of({**told, "connected": ""}, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("beside", "handshake", "no_distance", "opened_before", "failed", "passes"),
+    [
+        (1.05, 0.25, 0.2, 100, [], True),
+        (1.06, 0.25, 0.2, 100, [], False),
+        (1.04, 1.26, 0.2, 100, [], False),
+        (1.04, 0.25, 0.2, 99.5, [], False),
+        (1.04, 0.25, 0.2, 100, ["timed out"], False),
+        (1.04, 0.25, None, 100, [], False),
+        (None, None, 0.2, 100, [], False),
+    ],
+)
+def test_the_bar_of_interception(
+    bench, beside, handshake, no_distance, opened_before, failed, passes
+):
+    """One round trip beside the local handshake, in which none hides, on connections that were
+    there, without failure on any of the ways."""
+
+    def cell(way, **known):
+        return bench.rounds.Cell(f"curl {way}", "untouched", 1, rounds=10, **known)
+
+    known = {"beside": beside, "shaken": handshake, "opened_before": opened_before}
+    cells = {
+        "intercepted": cell("intercepted", **known),
+        "tunnel": cell("tunnel", p50=2.1, errors=failed),
+        "cold": cell("cold", p50=3.1),
+        "local": cell("local", shaken=no_distance),
+    }
+    line = bench.intercept.Line("curl", 1, "untouched", cells)
+    assert line.passes is passes
+    assert ("met" in bench.intercept.table([line])) is passes
+
+
+def test_what_is_beside_a_handshake(bench):
+    """It is of each request: a long handshake with a quick rest is no long rest."""
+    rounds = bench.rounds
+
+    def answer(shaken, seconds):
+        return rounds.Answer(started=0.0, seconds=seconds, shaken=shaken)
+
+    answers = [answer(0.010, 0.051), answer(0.030, 0.070), answer(0.011, 0.052)]
+    done = [rounds.Round("curl intercepted", "untouched", 1, 10.0, [each]) for each in answers]
+    cell = rounds.summarise(("curl intercepted", "untouched", 1), done, 0.040, 1)
+    assert cell.shaken == pytest.approx(0.275)
+    assert cell.beside == pytest.approx(1.025)

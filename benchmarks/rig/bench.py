@@ -72,6 +72,12 @@ class Bench:
         """Until the burst."""
         await asyncio.sleep(quiet)
 
+    async def ask(
+        self, daemon: Daemon, target: Target, state: str, n: int, quiet_since: float
+    ) -> list[Round]:
+        """The burst."""
+        return [measure(self.stage, target, state, n, quiet_since, daemon, self.bursts)]
+
     # what they share
 
     async def run(self) -> None:
@@ -106,10 +112,10 @@ class Bench:
                     quiet.pop() if quiet else QUIET + ORIGIN_IDLE * random.random(), target
                 )
                 async with self.turn:
-                    done = measure(self.stage, target, state, n, quiet_since, daemon, self.bursts)
+                    done = await self.ask(daemon, target, state, n, quiet_since)
                     await asyncio.sleep(self.settle)
-                self.rounds.append(done)
-                undisturbed &= not done.disturbed
+                self.rounds += done
+                undisturbed &= not any(each.disturbed for each in done)
             async with self.turn:
                 daemon.stop()
         finally:

@@ -31,6 +31,7 @@ class Answer:
     started: float  # CLOCK_MONOTONIC, before connect()
     seconds: float
     asked: float = 0.0  # when the first byte was sent
+    shaken: float | None = None  # seconds until the client's own handshake was done
     # by the origin, when whoever dialled it had the connection, and had finished its handshake
     connected: float | None = None
     secured: float | None = None
@@ -118,6 +119,7 @@ class _Connection:
                 self.incoming.write((yield))
                 if _shaken(self.shaking):
                     self.tls = self.shaking
+                    self.answer.shaken = time.monotonic() - self.answer.started
                     self.tls.write(exchange.request)  # in one packet with the last flight
                 self.socket.sendall(self.outgoing.read())
         elif self.tls is not None:

@@ -36,9 +36,10 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 # Who goes first where several share a core: a packet that is due is carried at once, and an answer
 # that is there is read, whatever the origin still has to compute for others.
-ORIGIN = PROXY = 1
-CLIENT = 2
-CARRIER = 3
+PROGRAM = 1  # a client that is not the rig's own: what it computes holds up nobody else
+ORIGIN = PROXY = 2
+CLIENT = 3
+CARRIER = 4
 
 
 def go_first(priority: int) -> None:
@@ -47,6 +48,17 @@ def go_first(priority: int) -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     except OSError:
         pass  # not allowed in some containers; the figures say how much was disturbed
+
+
+def reap(process: subprocess.Popen[bytes]) -> None:
+    """Kill a program with its children, and wait for its end without precedence: the kernel waits
+    busily for children that are ending, and whoever goes first would keep them from it."""
+    os.killpg(process.pid, signal.SIGKILL)
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    process.wait()
+    if policy != os.SCHED_OTHER:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def spawn(
@@ -59,9 +71,8 @@ def spawn(
         os.sched_setaffinity(0, {cpu})
         go_first(priority)
 
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=in_child, **options
-    )
+    options.setdefault("stdin", subprocess.DEVNULL)
+    return subprocess.Popen(command, process_group=0, preexec_fn=in_child, **options)
 
 
 def join(rtt: float, far_command: Sequence[str], cpu: int) -> list[subprocess.Popen[bytes]]:

@@ -35,7 +35,7 @@ VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 class Connection:
     """One accepted connection and its record."""
 
-    __slots__ = ("context", "life", "received", "secured", "socket")
+    __slots__ = ("context", "fileno", "life", "received", "secured", "socket")
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Connection:
         context: ssl.SSLContext | None,
     ) -> None:
         self.socket = accepted
+        self.fileno = accepted.fileno()  # a handshake that cannot begin takes it from the socket
         self.life = life
         self.context = context
         self.secured = context is None
@@ -155,7 +156,7 @@ class Origin:
     def _end(self, connection: Connection) -> None:
         if self.idle_since.pop(connection, None) is None:
             return
-        del self.connections[connection.socket.fileno()]
+        del self.connections[connection.fileno]
         connection.life[2] = time.monotonic() - self.one_way
         try:
             if isinstance(connection.socket, ssl.SSLSocket):

@@ -1,5 +1,6 @@
 """What a benchmark tells: versions, tables, the page beside it."""
 
+import argparse
 import json
 import os
 import platform
@@ -89,6 +90,16 @@ def write_json(target: str, everything: object) -> None:
         print(written)
     else:
         Path(target).write_text(written + "\n")
+
+
+def deliver(name: str, text: str, everything: object, options: argparse.Namespace) -> None:
+    """To --json, to standard output unless that has it, and to the README if it is to be there."""
+    if options.json:
+        write_json(options.json, everything)
+    if options.json != "-":
+        print(text)
+    if options.writes_readme:
+        write_readme(name, text)
 
 
 def write_readme(name: str, text: str) -> None:

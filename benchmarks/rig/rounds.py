@@ -6,11 +6,14 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from rig.client import Address, Answer, Burst, Exchange
 from rig.daemon import Daemon
+from rig.programs import Program
 from rig.stage import ORIGIN_IDLE, Life, Stage
 
 QUIET = 10.0  # then up to ORIGIN_IDLE more, so that a burst may meet any phase of its closes
@@ -105,6 +108,17 @@ class Target:
     origin: Address
     exchange: Exchange
     secured: bool = False  # it holds connections whose handshake is done
+    program: Callable[[Address, Address], Program] | None = None  # who asks, if not a Burst
+
+    @contextmanager
+    def clients(self, n: int) -> Iterator[Callable[[], list[Answer]]]:
+        """All is ready; what this gives has them ask."""
+        if self.program is not None:
+            with self.program(self.origin, self.address) as program:
+                yield program.run
+        else:
+            with Burst(self.exchange, n) as connections:
+                yield partial(connections.run, self.address)
 
 
 def measure(
@@ -117,10 +131,10 @@ def measure(
     bursts: Iterable[int],
 ) -> Round:
     """One burst."""
-    with Burst(target.exchange, n) as connections:
+    with target.clients(n) as ask:
         quiet = time.monotonic() - quiet_since
         watch = stage.watch(daemon.pid)
-        answers = connections.run(target.address)
+        answers = ask()
         done = Round(target.kind, state, n, quiet, answers, watch.disturbance())
         ran = watch.ran()
     done.cpu = {name: ran[pid] for name, pid in (stage.load | {"proxy": daemon.pid}).items()}
@@ -136,11 +150,11 @@ def measure(
 
 
 def measure_direct(
-    stage: Stage, kind: str, state: str, origin: Address, connections: Burst
+    stage: Stage, kind: str, state: str, ask: Callable[[], list[Answer]], *proxy: int
 ) -> Round:
-    """A burst without a proxy."""
-    watch = stage.watch()
-    answers = connections.run(origin)
+    """A burst that meets no warm connection. `proxy`: the process, where one is in between."""
+    watch = stage.watch(*proxy)
+    answers = ask()
     done = Round(kind, state, len(answers), 0.0, answers, watch.disturbance())
     done.cpu = {name: watch.ran()[pid] for name, pid in stage.load.items()}
     done.not_before = len(answers)
@@ -172,6 +186,8 @@ class Cell:
     p50: float | None = None
     p99: float | None = None  # nearest rank: the slowest, of less than 100
     slowest: float | None = None
+    shaken: float | None = None  # median until the client's own handshake was done ...
+    beside: float | None = None  # ... and of what each took beside it
     opened_before: float = 0.0  # percent
     cpu: dict[str, float] = field(default_factory=dict)  # seconds a round, median
     errors: list[str] = field(default_factory=list)
@@ -199,4 +215,7 @@ def summarise(key: tuple[str, str, int], rounds: Sequence[Round], rtt: float, en
     if times:
         cell.p50, cell.slowest = statistics.median(times), times[-1]
         cell.p99 = times[math.ceil(0.99 * len(times)) - 1]
+    if shaken := [a for r in timed for a in r.answers if a.shaken is not None]:
+        cell.shaken = statistics.median(a.shaken / rtt for a in shaken)
+        cell.beside = statistics.median((a.seconds - a.shaken) / rtt for a in shaken)
     return cell

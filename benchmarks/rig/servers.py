@@ -225,6 +225,8 @@ KINDS = (
 
 _VERSIONS: Mapping[str, list[str]] = {
     "node": ["node", "--version"],
+    "curl": ["curl", "--version"],
+    "chromium": ["chromium", "--version"],
     "nginx": ["nginx", "-v"],
     "apache2": ["apache2", "-v"],
     "haproxy": ["haproxy", "-v"],

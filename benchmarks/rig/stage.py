@@ -49,6 +49,13 @@ class Stage:
         return json.loads(answer.body)
 
 
+def refusal(name: str) -> str:
+    """Why it cannot be built here; empty where it can."""
+    if sys.platform == "linux" and os.geteuid() == 0:
+        return ""
+    return f"{name} needs Linux and root: it makes network namespaces"
+
+
 @contextmanager
 def built(rtt: float, ports: Sequence[str], certificate: str = "") -> Iterator[Stage]:
     """The link with an origin on these ports behind it (see rig/origin.py); we are before it.
@@ -58,8 +65,7 @@ def built(rtt: float, ports: Sequence[str], certificate: str = "") -> Iterator[S
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpus[0]})
     link.go_first(link.CLIENT)
-    origin = [sys.executable, str(Path(__file__).with_name("origin.py"))]
-    origin += [str(ORIGIN_IDLE), str(rtt / 2), certificate, str(CONTROL[1]), *ports]
+    origin = _origin(rtt / 2, certificate, str(CONTROL[1]), *ports)
     far: list[subprocess.Popen[bytes]] = []
     try:
         far += link.join(rtt, origin, cpus[0])
@@ -73,3 +79,20 @@ def built(rtt: float, ports: Sequence[str], certificate: str = "") -> Iterator[S
         for process in far:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def near(certificate: str, ports: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Another origin on these ports of loopback, with no link before it, where we are."""
+    core = min(os.sched_getaffinity(0))
+    process = link.spawn(_origin(0.0, certificate, *ports), core, link.ORIGIN)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _origin(one_way: float, certificate: str, *ports: str) -> list[str]:
+    script = str(Path(__file__).with_name("origin.py"))
+    return [sys.executable, script, str(ORIGIN_IDLE), str(one_way), certificate, *ports]
