@@ -40,6 +40,16 @@ async def test_a_certificate_serves_until_it_is_due_and_then_there_is_another(fo
     assert await leaves.get("a.example") is second
 
 
+async def test_the_last_certificate_of_an_authority_serves_to_its_end(folder: Path) -> None:
+    """There is none that would last longer."""
+    clock = Clock()
+    leaves = Leaves(Authority.load(folder), clock=clock)
+    clock.now = leaves.not_after - 3600
+    last = await leaves.get("a.example")
+    clock.now = leaves.not_after - 60
+    assert await leaves.get("a.example") is last
+
+
 async def test_many_who_ask_at_once_get_one_that_is_good(folder: Path) -> None:
     leaves = Leaves(Authority.load(folder))
     contexts = await asyncio.gather(*(leaves.get("192.0.2.1") for _ in range(20)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import assert_never, cast
 
 from warmproxy.errors import LimitReached, WarmproxyError
+from warmproxy.net.acks import acknowledge
 from warmproxy.net.housekeeper import Housekeeper, Lease
 from warmproxy.net.intercept import Guest, Interceptor
 from warmproxy.net.splice import Mover, can_move
@@ -223,6 +224,8 @@ class ClientConnection(Guest):
         if not (self._exchange.awaits_head or self._lingers):
             self._since = self._clients.time()
         self._run(self._exchange.client_data(data))
+        if self._exchange.lacks:
+            acknowledge(self._transport, len(data))
 
     def eof_received(self) -> bool:
         if self._lingers:
@@ -284,6 +287,8 @@ class ClientConnection(Guest):
             self._lease.tally.first_byte.observe(time.monotonic() - self._asked_at)
             self._lease.answered()
         self._run(self._exchange.upstream_data(data))
+        if self._exchange.is_forwarding and self._lease is not None:
+            acknowledge(self._lease.connection.transport, len(data))
 
     def upstream_moved(self, size: int) -> None:
         """Bytes of the response's body went past, see MoveToClient."""

@@ -104,7 +104,9 @@ class Leaves:
     async def get(self, host: str) -> ssl.SSLContext:
         """Raises ValueError."""
         context, not_after = self._made.get(host, (None, 0.0))
-        if context is None or self._clock() > not_after - RENEW_BEFORE:
+        # the last one ends with the authority
+        ahead = RENEW_BEFORE if not_after < self.not_after else 0.0
+        if context is None or self._clock() > not_after - ahead:
             context = await asyncio.to_thread(self.make, host)
         return context
 

@@ -5,6 +5,7 @@ import socket
 import struct
 from collections.abc import Callable
 
+from warmproxy.net.acks import acknowledge
 from warmproxy.net.splice import Mover, can_move, set_protocol
 
 MOVED_FROM = 64 * 1024
@@ -138,6 +139,7 @@ class _Side(asyncio.Protocol):
             self._on_first()
             self._on_first = None
         self.received += size
+        acknowledge(self.transport, size)
 
     def data_received(self, data: bytes) -> None:
         self.came(len(data))

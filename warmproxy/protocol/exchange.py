@@ -284,6 +284,11 @@ class Exchange:
         return self.state is _IDLE and not self._input.pending
 
     @property
+    def lacks(self) -> bool:
+        """A request has begun, and more of it has to come."""
+        return not self._body.done or (self.state is _IDLE and self._input.pending)
+
+    @property
     def awaits_head(self) -> bool:
         """A request's head has begun and is not complete."""
         return self.state is _IDLE and self._input.pending
