@@ -21,7 +21,7 @@ Floors. A module imports only from floors below its own, or from earlier modules
        sample      the pools -> what one scrape shows
        log         one line per event
     3  net         asyncio lives here: client, prime, housekeeper, dialer, resolver, upstream,
-                   tunnel, splice, acks, tls, intercept; authority and private: our CA, and its files
+                   tunnel, splice, acks, tls, intercept; authority, private: our CA and its files
     2  pool        which connections there are and should be: OriginPool, Registry   (no HTTP)
        protocol    bytes -> heads, framing, targets; Exchange: events in, actions out (no sockets)
     1  policy      pure judgement: sizing, schedule, retire, learn, backoff, retry, priming, guard,
