@@ -61,7 +61,7 @@ def test_pools_are_one_document_in_pieces(origins: int) -> None:
     """/pools is what it would be if it were written at once, a few pools in each piece."""
     made = registry(origins)
     view = View(
-        pools=lambda: (describe(pool, True, 1.0, History(0.0)) for pool in made),
+        pools=lambda: (describe(pool, True, False, 1.0, History(0.0)) for pool in made),
         ready=list,
         draining=lambda: False,
         metrics=lambda accept: (iter(()), ""),

@@ -18,6 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests.e2e.daemon import Reply, fetch_on
 from tests.e2e.harness import ROOT, Process, eventually, free_port, need
+from warmproxy.net.authority import create
 
 CONFIG = ROOT / "config"
 WINDOW = "4s"
@@ -113,7 +114,7 @@ def test_every_panel_and_rule_has_an_answer(warmproxy, origin, prometheus, stack
 
     def load() -> None:
         while not over.wait(0.1):
-            held = [proxy.connect() for _ in range(4)]  # two more than are warm
+            held = [proxy.connect() for _ in range(8)]  # twice as many as there can be connections
             for client in held:
                 client.request("GET", f"{web.url}/")
             for client in held:
@@ -155,10 +156,13 @@ def test_every_panel_and_rule_has_an_answer(warmproxy, origin, prometheus, stack
     )
 
 
-def test_the_rules_name_only_what_there_is(warmproxy, origin) -> None:
+def test_the_rules_name_only_what_there_is(warmproxy, origin, home) -> None:
     """Each metric in a rule is one that the daemon has, or another rule records."""
-    web = origin()
-    proxy = warmproxy("--warm", f"{web.url}=1")
+    web, ca = origin(), home("authority") / "ca"
+    create(ca, ["localhost"], now=time.time(), days=1)
+    intercepted = {"url": "https://localhost:1", "warm": 0, "intercept": True}
+    upstreams = [{"url": web.url, "warm": 1}, intercepted]
+    proxy = warmproxy(config={"ca_dir": str(ca), "upstream": upstreams})
     assert proxy.fetch(f"{web.url}/").status == 200
     there = {s.name for f in proxy.metrics().families.values() for s in f.samples}
     text = "".join((CONFIG / "prometheus" / f"{n}.yml").read_text() for n in ("rules", "alerts"))
