@@ -160,6 +160,7 @@ def in_absolute_form(proxy: Warmproxy, port: int, authority: Any) -> float:
     return timed(proxy, f"https://127.0.0.1:{port}/")
 
 
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize("ask", [through_a_tunnel, in_absolute_form])
 def test_a_server_that_waits_for_a_handshake_before_it_accepts_more(
     warmproxy, python_https, authority, ask: Callable[..., float]
@@ -169,16 +170,20 @@ def test_a_server_that_waits_for_a_handshake_before_it_accepts_more(
     url = f"https://127.0.0.1:{python_https}"
     # how long it waits is judged here, and not ended by the time for a handshake
     upstream = {"url": url, "warm": 2, "ca_file": str(authority.file), "dial_timeout": 20}
-    proxy = warmproxy(config={"upstream": [upstream]})
-    slow = []
-
-    def found_out() -> bool:
-        took = ask(proxy, python_https, authority)
-        if took >= AT_ONCE:
-            slow.append(took)
-        return held_back(proxy, url) is not None
-
-    eventually(found_out, 25, proxy.log)
+    # A try counts only if it frees the request within half a second, and another comes after five
+    # minutes: where the machine was too slow for that, a daemon that knows nothing tries again.
+    for _ in range(4):
+        proxy = warmproxy(config={"upstream": [upstream]})
+        slow = []
+        try:
+            while held_back(proxy, url) is None and len(slow) <= 2:
+                took = ask(proxy, python_https, authority)
+                slow += [took] if took >= AT_ONCE else []
+        except (AssertionError, OSError):
+            proxy.stop()
+            continue
+        break
+    assert held_back(proxy, url) is not None, proxy.log()
     assert len(slow) <= 2, slow
     assert max(slow) < 5.5, slow
     for _ in range(5):
